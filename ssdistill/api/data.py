@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssdistill.data.python_data import object_settings
+from ssdistill.data.named_images import object_settings
 from ssdistill.errors import UserError
 from ssdistill.evaluate.opening.images import source_settings
 

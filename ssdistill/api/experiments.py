@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from ssdistill.api.data import use_data
-from ssdistill.api.networks import encoder, is_made_anew, stored_encoder
+from ssdistill.api.networks import check_is_known, encoder, is_made_anew, stored_encoder
 from ssdistill.api.results import Result
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.schema import Experiment
@@ -130,6 +131,12 @@ def compress(
     Raises:
         UserError: anything the user can mend.
     """
+    if isinstance(steps, str | Mapping):
+        steps = [steps]
+    if not steps:
+        raise UserError("steps: at least one is required; `ssdistill list steps` shows them")
+    if wrong := [step for step in steps if not isinstance(step, str | Mapping)]:
+        raise UserError(f"steps: {shortened(repr(wrong[0]))} is no kind of step and no settings")
     chosen = [
         {"kind": step, **ALONE.get(step, {})} if isinstance(step, str) else dict(step)
         for step in steps
@@ -199,14 +206,27 @@ def _as_encoder(network: nn.Module) -> Encoder:
             f"{network.name} takes no images, which experiments are of; compress it by steps: "
             "Prune(macs=0.5).apply(model, context), see README.md, Compression"
         )
-    return network if isinstance(network, Encoder) else encoder(network)
+    if not isinstance(network, Encoder):
+        return encoder(network)
+    check_is_known(network)
+    return network
 
 
 def _losses(losses: str | Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(losses, str):
         losses = [losses]
     if not isinstance(losses, Mapping):
-        losses = {kind: kind for kind in losses}
+        if not isinstance(losses, Iterable) or isinstance(losses, ModuleType):
+            raise UserError(
+                f"losses: expected a kind such as 'simreg', several, or settings by name, got "
+                f"{shortened(repr(losses))}"
+            )
+        kinds = list(losses)
+        if wrong := [kind for kind in kinds if not isinstance(kind, str)]:
+            raise UserError(f"losses: {shortened(repr(wrong[0]))} is no kind; name it: {{'a': …}}")
+        losses = {kind: kind for kind in kinds}
+        if len(losses) < len(kinds):
+            raise UserError("losses: one kind is listed twice; pass settings by different names")
     return {
         name: {"kind": loss} if isinstance(loss, str) else loss for name, loss in losses.items()
     }
@@ -223,6 +243,10 @@ def _run(
     from ssdistill.chain.run import run
     from ssdistill.experiment.merging import merge
 
+    if not isinstance(config, Mapping | None):
+        raise UserError(f"config: expected sections by name, got {shortened(repr(config))}")
+    if not isinstance(tree["name"], str):
+        raise UserError(f"name={shortened(repr(tree['name']))}: expected text")
     tree = merge(tree, dict(config or {}), [])
-    report = run(validated(Experiment, tree, tree["name"]), root)
+    report = run(validated(Experiment, tree, ""), root)
     return Result(report, tree, main or list(report.models)[-1])

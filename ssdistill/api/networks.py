@@ -7,22 +7,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 
 from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.description import DESCRIPTION
 from ssdistill.errors import UserError, shortened
-from ssdistill.files import user_path
+from ssdistill.evaluate.opening.arguments import check_image_size, check_statistics
+from ssdistill.files import check_writable, user_path
 from ssdistill.models.backbones import Encoder, encoder_from_spec
 from ssdistill.models.identity import encoder_sha256
-from ssdistill.models.networks import Network, add_network, find_network, network_sha256
+from ssdistill.models.networks import (
+    Network,
+    added_for_a_trial,
+    find_network,
+    network_sha256,
+)
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, Channels, EncoderSpec
 from ssdistill.models.wrapped import Wrapped
-from ssdistill.settings import Size, as_size
+from ssdistill.settings import Size
 from ssdistill.settings.plugins import PROGRAM
 
 WEIGHTS = "weights"
 """Folder in the runs folder of the weights of modules that programs train or compress."""
+DEFAULT_SIZE = 224
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 @overload
@@ -95,35 +104,70 @@ def encoder(
         return _of_other_inputs(module, example, embedding, name, **of_images, mean=mean, std=std)
     if isinstance(module, Encoder):
         raise UserError("ssdistill.encoder: this is an encoder already; pass it as it is")
-    if (mean is None) != (std is None):
-        raise UserError("ssdistill.encoder: mean and std go together; pass both or none")
-    mean, std = tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
-    is_module = isinstance(module, nn.Module)
-    maker = type(module) if is_module else module
-    if not callable(maker):
-        raise UserError(
-            f"ssdistill.encoder: expected a module, or a function that returns one, got "
-            f"{shortened(repr(module))}"
-        )
+    try:
+        image_size = check_image_size(image_size)
+        input_size = check_image_size(input_size, "input_size")
+        check_statistics(mean, std)
+        _check_names(name, taps, embedding)
+    except UserError as error:
+        raise UserError(f"ssdistill.encoder: {error}") from None
+    maker = _maker(module)
     taps = dict(taps or {})
     sha256 = network_sha256(module, embedding, taps)
     if name is None:
         made_by = maker.func if isinstance(maker, partial) else maker
         plain = re.sub(r"\W", "", getattr(made_by, "__name__", type(made_by).__name__))
-        plain = plain or "network"
-        name = f"{plain}-{sha256[:8]}"  # two modules of one class are two networks
-    build = partial(copy.deepcopy, module) if is_module else maker
-    add_network(Network(name, build, PROGRAM, embedding, taps, sha256))
-    size = image_size or input_size or 224
+        name = f"{plain or 'network'}-{sha256[:8]}"  # two modules of one class are two networks
+    build = partial(copy.deepcopy, module) if isinstance(module, nn.Module) else maker
+    entry = Network(name, build, PROGRAM, embedding, taps, sha256)
     spec = EncoderSpec(
         name=name,
-        image_size=size if isinstance(size, int) else as_size(*size),
+        image_size=image_size or input_size or DEFAULT_SIZE,
         input_size=input_size,
-        mean=mean,
-        std=std,
+        mean=IMAGENET_MEAN if mean is None else tuple(map(float, mean)),
+        std=IMAGENET_STD if std is None else tuple(map(float, std)),
         library=PROGRAM,
     )
-    return encoder_from_spec(spec)
+    with added_for_a_trial(entry):
+        made = encoder_from_spec(spec)
+    made.made_of = sha256
+    return made
+
+
+def _maker(module: Any) -> Callable[..., nn.Module]:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError(
+            "ssdistill.encoder: a scripted or traced module cannot be trained or compressed; pass "
+            "the module that it was made of"
+        )
+    maker = type(module) if isinstance(module, nn.Module) else module
+    if not callable(maker):
+        raise UserError(
+            f"ssdistill.encoder: expected a module, or a function that returns one, got "
+            f"{shortened(repr(module))}"
+        )
+    return maker
+
+
+def _check_names(name: Any, taps: Any, embedding: Any) -> None:
+    if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
+        raise UserError(
+            f"name={shortened(repr(name))}: use letters, digits, '_', '-' and '.', such as my_net"
+        )
+    if taps is not None and not (
+        isinstance(taps, Mapping)
+        and all(isinstance(tap, str) and NAME.fullmatch(tap) for tap in taps)
+        and all(isinstance(inner, str) for inner in taps.values())
+    ):
+        raise UserError(
+            f"taps={shortened(repr(taps))}: pass names of inner modules by the names of taps, such "
+            "as {'c4': 'body.layer3'}"
+        )
+    if embedding is not None and not callable(embedding):
+        raise UserError(
+            f"embedding={shortened(repr(embedding))}: pass a function of what the module returns, "
+            "such as lambda out: out['pooled']"
+        )
 
 
 def _of_other_inputs(
@@ -145,6 +189,20 @@ def _of_other_inputs(
     return Wrapped(module, example, name=name, embedding=embedding)
 
 
+def check_is_known(network: Encoder) -> None:
+    """Refuse a network whose name another one has got since.
+
+    Raises:
+        UserError: there is one.
+    """
+    made_of, now = getattr(network, "made_of", None), find_network(network.spec.name)
+    if made_of is not None and now is not None and now.sha256 != made_of:
+        raise UserError(
+            f"there are two networks with name='{network.spec.name}', and this is the older one; "
+            "pass another name to ssdistill.encoder"
+        )
+
+
 def is_made_anew(network: Encoder) -> bool:
     """Whether an encoder is of a function or class, called for every seed, not of a module."""
     entry = find_network(network.spec.name)
@@ -161,5 +219,6 @@ def stored_encoder(network: Encoder, root: str | Path) -> Path:
     """
     folder = user_path(root) / WEIGHTS / encoder_sha256(network)[:16]
     if not (folder / DESCRIPTION).is_file():
+        check_writable(folder / DESCRIPTION, "root")
         save_encoder(network, folder)
     return folder

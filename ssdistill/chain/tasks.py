@@ -11,6 +11,7 @@ from ssdistill.data.extra import NEIGHBOR_VIEWS
 from ssdistill.distill.build import build_losses
 from ssdistill.distill.distiller import Distiller
 from ssdistill.distill.neighbors import nearest_neighbors
+from ssdistill.errors import UserError
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.losses import Loss
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
@@ -41,6 +42,10 @@ def fresh_encoder(stage: Stage) -> Encoder:
 def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
     """The task of a pretraining or distillation stage, at its initial weights, and its settings."""
     encoder, settings = fresh_encoder(stage), training_settings(stage)
+    if not any(weight.requires_grad for weight in encoder.parameters()):
+        raise UserError(
+            f"{encoder.name}: none of its parameters can be trained; set requires_grad for some"
+        )
     if isinstance(settings, DistillSettings):
         teachers = {role: workspace.encoder(parent) for role, parent in stage.parents.items()}
         return build_distiller(encoder, teachers, settings, stage, workspace), settings

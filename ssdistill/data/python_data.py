@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from ssdistill.errors import UserError, one_line
 
 PIECE = 1 << 24
 """Bytes hashed at a time."""
+READ_TWICE = 16
+"""Images of a dataset that are read twice, to see whether they are the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ class ProgramImages:
         """
         try:
             count = len(self.images)
-        except TypeError:
+        except (TypeError, ValueError):
             raise UserError(
                 f"{self.name}: images must have a length and be read by number, which "
                 f"{type(self.images).__name__} cannot; pass a list, an array or a map-style dataset"
@@ -78,10 +80,10 @@ class ProgramImages:
         len(self)
         try:
             return self.images[0]
-        except (KeyError, TypeError) as error:
+        except Exception as error:  # a dataset may raise anything
             raise UserError(
-                f"{self.name}: the first image cannot be read ({one_line(error)}); pass a list, an "
-                "array or a map-style dataset"
+                f"{self.name}: the first image cannot be read ({type(error).__name__}: "
+                f"{one_line(error)}); pass a list, an array or a map-style dataset"
             ) from error
 
     @property
@@ -90,7 +92,7 @@ class ProgramImages:
         if self.is_array:
             array = self._array
             return min(arrangement(array.shape, array.dtype, "auto", self.name).sides)
-        if _is_path(self.first):
+        if is_path(self.first):
             try:
                 return min(read_pixels(Path(self.first), lambda *_: None).shape[:2])
             except BadImage as error:
@@ -100,7 +102,11 @@ class ProgramImages:
     @cached_property
     def _array(self) -> np.ndarray:
         images = self.images
-        return images.detach().cpu().numpy() if hasattr(images, "detach") else np.asarray(images)
+        if not hasattr(images, "detach"):
+            return np.asarray(images)
+        if str(images.dtype) == "torch.bfloat16":  # numpy has no such type
+            images = images.float()
+        return images.detach().cpu().numpy()
 
     def split(self, title: str, row_M: np.ndarray | None, *, any_bands: bool) -> RawSplit:
         """The images of some rows, all if None.
@@ -116,7 +122,7 @@ class ProgramImages:
             text = f"{self.identity} {hashlib.sha256(rows.tobytes()).hexdigest()}"
             labels = None if self.labels is None else lambda: np.asarray(self.labels)
             return ArrayRows(title, text, lambda: array, count, arranged, rows, labels)
-        if _is_path(self.first):
+        if is_path(self.first):
             return _of_paths(title, self.images, self.labels, row_M)
         return DatasetSplit(title, self, row_M)
 
@@ -138,16 +144,47 @@ class ProgramImages:
         self._require_same()
         count = len(self)
         for (i,), *_ in with_bar((((i,),) for i in range(count)), count, f"reading {self.name}"):
-            _hash(pixels_of(image_of(self.images[i]), self.name), sha256)
+            try:
+                _hash(self.item(i), sha256)
+            except BadImage:
+                sha256.update(b"unreadable")
         return sha256.hexdigest()
 
+    def item(self, i: int) -> np.ndarray:
+        """Return the image (H, W, C) of an item of a dataset.
+
+        Raises:
+            BadImage: it cannot be read, or has not the first one's kind of numbers.
+        """
+        try:
+            pixels = pixels_of(image_of(self.images[i]), self.name)
+        except UserError as error:
+            raise BadImage(str(error)) from error
+        except Exception as error:  # a dataset may raise anything
+            raise BadImage(f"{type(error).__name__}: {one_line(error)}") from error
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise BadImage("NaN or infinite pixels")
+        if (pixels.dtype == np.uint8) != self.are_bytes:
+            other = "more than 8 bits" if self.are_bytes else "8 bits"
+            raise BadImage(f"{pixels.dtype}, {other}, unlike the first image")
+        return pixels
+
+    @cached_property
+    def are_bytes(self) -> bool:
+        """Whether the first image of a dataset, and so every one, has 8 bits."""
+        return pixels_of(image_of(self.first), self.name).dtype == np.uint8
+
     def _require_same(self) -> None:
-        first, again = (pixels_of(image_of(self.images[0]), self.name) for _ in range(2))
-        if first.shape != again.shape or not np.array_equal(first, again, equal_nan=True):
-            raise UserError(
-                f"{self.name}: the dataset returns another image each time it is read; remove its "
-                "random transforms: views are made by ssdistill"
-            )
+        for i in range(min(READ_TWICE, len(self))):
+            try:
+                first, again = self.item(i), self.item(i)
+            except BadImage:
+                continue
+            if first.shape != again.shape or not np.array_equal(first, again):
+                raise UserError(
+                    f"{self.name}: the dataset returns another image each time it is read; remove "
+                    "its random transforms: views are made by ssdistill"
+                )
 
 
 class DatasetSplit(RawSplit):
@@ -176,23 +213,14 @@ class DatasetSplit(RawSplit):
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
     def bands(self, i: int) -> np.ndarray:
-        try:
-            pixels = pixels_of(image_of(self._images.images[self._row(i)]), self._images.name)
-        except UserError as error:
-            raise BadImage(str(error)) from error
-        except Exception as error:  # a dataset may raise anything
-            raise BadImage(f"{type(error).__name__}: {one_line(error)}") from error
-        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            raise BadImage("NaN or infinite pixels")
-        return pixels
+        return self._images.item(self._row(i))
 
     def auto_window(self, low: float, high: float) -> tuple[float, float]:
         """Return [0, 1] for fractions, the range of values for others."""
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
     def deep_rows(self) -> Sequence[int]:
-        first = pixels_of(image_of(self._images.first), self._images.name)
-        return [] if first.dtype == np.uint8 else range(len(self))
+        return [] if self._images.are_bytes else range(len(self))
 
     def name(self, i: int) -> str:
         return f"{self._row(i):06d}"
@@ -220,73 +248,16 @@ def _of_paths(title: str, paths: Any, labels: Any, row_M: np.ndarray | None) -> 
     if labels is not None:
         label_N = class_labels(labels, f"{title}: its labels", len(paths))
         class_N = label_N[list(rows)]
-        classes = tuple(map(str, range(int(label_N.max()) + 1)))
+        if label_N.ndim == 1:
+            classes = tuple(map(str, range(int(label_N.max()) + 1)))
     return FileSplit(title, [(Path("/"), names)], class_N, classes)
 
 
-def _is_path(item: Any) -> bool:
+def is_path(item: Any) -> bool:
+    """Whether an item of images is the path of one."""
     return isinstance(item, str | os.PathLike)
 
 
 def _hash(pixels: np.ndarray, sha256: Any) -> None:
     sha256.update(f"{pixels.dtype.str} {pixels.shape}".encode())
     sha256.update(np.ascontiguousarray(pixels).tobytes())
-
-
-OBJECTS: dict[str, tuple[ProgramImages, ProgramImages | None]] = {}
-"""Training and test images that a program has named."""
-
-
-def name_images(name: str, train: ProgramImages, test: ProgramImages | None = None) -> None:
-    """Let configs of this process use these images: ``data: {kind: object, name: NAME}``."""
-    OBJECTS[name] = train, test
-
-
-def object_settings(data: Any, test: Any = None, name: str | None = None) -> dict[str, Any]:
-    """Name images of a program, and return what a config says of them.
-
-    Args:
-        data: an array or tensor; a map-style dataset; a list of paths; a tuple of one of these
-            and labels; or two of these tuples, or two datasets, to train and to test on.
-        test: images to evaluate on; by default some are held out.
-        name: of the images; by default from their content.
-
-    Raises:
-        UserError: no images.
-    """
-    if test is None and _is_pair(data) and (all(map(_is_pair, data)) or all(map(is_dataset, data))):
-        data, test = data
-    train = _program_images(data, "data")
-    held = None if test is None else _program_images(test, "test")
-    name = name or f"images-{_key(train)}"
-    name_images(name, train, held)
-    return {"kind": "object", "name": name}
-
-
-def is_dataset(data: Any) -> bool:
-    """Whether data are read by number and are neither a sequence nor an array."""
-    plain = isinstance(data, Sequence | Mapping | ProgramImages) or hasattr(data, "dtype")
-    return not plain and hasattr(data, "__getitem__") and hasattr(data, "__len__")
-
-
-def _program_images(data: Any, name: str) -> ProgramImages:
-    if _is_pair(data):
-        return ProgramImages(data[0], data[1], name)
-    images = ProgramImages(data, None, name)
-    if not images.is_array:
-        images.first  # noqa: B018  # no dataset is refused here
-    return images
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether data are two things, rather than a list of two paths."""
-    pair = isinstance(data, tuple) and len(data) == 2  # a list of two is one of images
-    return pair and not any(_is_path(item) for item in data)
-
-
-def _key(images: ProgramImages) -> str:
-    if images.is_array or not _is_path(images.first):
-        return images.identity[:8]
-    paths: Sequence[Any] = images.images
-    text = "\0".join(os.fspath(path) for path in paths)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

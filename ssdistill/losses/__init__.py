@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssdistill.callable_modules import make_callable
 from ssdistill.data.batch import Batch
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, nearest
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings import Fraction, NonNegative, NonNegativeInt, Settings
 
@@ -43,6 +43,9 @@ def __getattr__(name: str) -> Any:
             return import_module(f"{__name__}.{name}")
         if function := _on_tensors(name):
             return function
+        from ssdistill.settings.registry import LOSSES
+
+        raise AttributeError(f"unknown loss '{name}'{nearest(name, LOSSES.classes)}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

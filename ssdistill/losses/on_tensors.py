@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 from ssdistill.losses import Loss, Shapes
+from ssdistill.losses.base.bank import IndexMemory
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings.problems import validated
 from ssdistill.settings.registry import LOSSES
@@ -36,11 +37,12 @@ class TensorLoss(nn.Module):
 
     Attributes:
         loss: what the distiller would use.
-        step: how often it was called in training mode.
 
     Raises:
         UserError: an unknown kind or setting; a loss that needs more than its tensors can tell.
     """
+
+    steps_done: Tensor
 
     def __init__(
         self,
@@ -57,6 +59,13 @@ class TensorLoss(nn.Module):
         **settings: Any,
     ):
         super().__init__()
+        sizes = {"student_dim": student_dim, "teacher_dim": teacher_dim}
+        sizes |= {"num_samples": num_samples, "num_steps": num_steps}
+        sizes |= {"student_projection_dim": student_projection_dim or 1}
+        sizes |= {"teacher_projection_dim": teacher_projection_dim or 1}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise UserError(f"{kind}: {name}={size!r}: expected a whole number above 0")
         chosen = validated(LOSSES.schema(kind), {"kind": kind, **settings}, kind)
         shapes = Shapes(
             student_dim,
@@ -73,7 +82,15 @@ class TensorLoss(nn.Module):
                 f"{kind}: it needs further views or a moving average of the student, which only "
                 "ssdistill.distill makes; use that"
             )
-        self.settings, self.step, self.num_steps = chosen, 0, num_steps
+        self.settings, self.num_steps = chosen, num_steps
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+        self._remembers = any(isinstance(module, IndexMemory) for module in self.modules())
+        self._fitted = not self.loss.fits_teacher
+
+    @property
+    def step(self) -> int:
+        """How often it was called in training mode; it is in the ``state_dict``."""
+        return int(self.steps_done)
 
     def fit_teacher(self, teacher_ND: Tensor, projection_NP: Tensor | None = None) -> None:
         """Show losses that need it all training images' embeddings of the teacher."""
@@ -89,22 +106,75 @@ class TensorLoss(nn.Module):
 
         Args:
             student, teacher: of one view, or a list of as many views; see :data:`View`.
-            index_B: number of each image in the training set; required with ``num_samples``.
+            index_B: number of each image in the training set; required by losses that remember
+                each, such as ``crd``.
+
+        Raises:
+            UserError: tensors of other shapes than the loss was made for, or without ``index_B``
+                or :meth:`fit_teacher` where these are required.
         """
-        students, teachers = _views(student), [view.detach() for view in _views(teacher)]
+        students = self._checked(_views(student), "student", self.loss.shapes.student_dim)
+        teachers = self._checked(_views(teacher), "teacher", self.loss.shapes.teacher_dim)
+        teachers = [view.detach() for view in teachers]
         if len(students) != len(teachers) or len(students) < self.loss.views:
             raise UserError(
                 f"{self.loss.kind}: takes {self.loss.views} or more views, as many of the student "
                 f"as of the teacher; got {len(students)} and {len(teachers)}"
             )
-        count = len(students[0].embedding_BD)
-        if index_B is None:
-            index_B = torch.arange(count, device=students[0].embedding_BD.device)
+        rows = {len(view.embedding_BD) for view in (*students, *teachers)}
+        if len(rows) > 1:
+            raise UserError(
+                f"{self.loss.kind}: all views need as many rows, one for each image; they have "
+                f"{', '.join(map(str, sorted(rows)))}"
+            )
+        index_B = self._index(index_B, students[0].embedding_BD)
+        self._check_fitted()
         step = min(self.step, self.num_steps - 1)
         batch = Batch(None, index_B, 0, step, self.num_steps)
         value = self.loss(Outputs(students), Outputs(teachers), batch)
-        self.step += self.training
+        self.steps_done += self.training
         return self.settings.weight_at(step, self.num_steps) * value
+
+    def _checked(self, views: list[Representation], side: str, width: int) -> list[Representation]:
+        for view in views:
+            shape = tuple(view.embedding_BD.shape)
+            if len(shape) != 2 or shape[1] != width or not shape[0]:
+                raise UserError(
+                    f"{self.loss.kind}: the {side}'s embedding must be (B, {width}), as it was "
+                    f"made with {side}_dim={width}, got {shape}"
+                )
+        # Heads are in float32, whatever the networks return.
+        return [view.float() for view in views]
+
+    def _index(self, index_B: Tensor | None, like_BD: Tensor) -> Tensor:
+        if index_B is None:
+            if self._remembers:
+                raise UserError(
+                    f"{self.loss.kind}: it remembers every image: pass index_B, the number of each "
+                    "image in the training set"
+                )
+            return torch.arange(len(like_BD), device=like_BD.device)
+        most = self.loss.shapes.num_samples
+        fits = index_B.shape == like_BD.shape[:1] and not index_B.is_floating_point()
+        if fits and self._remembers:
+            fits = int(index_B.min()) >= 0 and int(index_B.max()) < most
+        if not fits:
+            raise UserError(
+                f"{self.loss.kind}: index_B must be one whole number from 0 to {most - 1} "
+                f"(num_samples={most}) for each of the {len(like_BD)} images"
+            )
+        return index_B
+
+    def _check_fitted(self) -> None:
+        if self._fitted:
+            return
+        numbers = [x for x in self.loss.buffers() if x.is_floating_point() and x.numel()]
+        if any(bool(x.isnan().all()) for x in numbers):
+            raise UserError(
+                f"{self.loss.kind}: it starts from the teacher's embeddings of the training "
+                "images: call fit_teacher(embeddings) first"
+            )
+        self._fitted = True
 
     def after_step(self) -> None:
         """Update moving averages of the loss's own heads; call it after every optimizer step."""
@@ -114,6 +184,10 @@ class TensorLoss(nn.Module):
 def _views(views: View | Sequence[View]) -> list[Representation]:
     if isinstance(views, Tensor | Representation | Mapping):
         views = [views]
+    if not isinstance(views, Sequence) or isinstance(views, str):
+        raise UserError(
+            f"views are {shortened(repr(views))}; pass a tensor (B, D), or a list of them"
+        )
     return [_representation(view) for view in views]
 
 
@@ -122,6 +196,11 @@ def _representation(view: View) -> Representation:
         return view
     if isinstance(view, Tensor):
         return Representation(view)
+    if not isinstance(view, Mapping):
+        raise UserError(
+            f"a view is {shortened(repr(view))}; pass a tensor (B, D), or a mapping with an "
+            "'embedding'"
+        )
     if "embedding" not in view:
         raise UserError(f"a view has {', '.join(view)}; give it an 'embedding' (B, D), too")
     maps = {name: tensor for name, tensor in view.items() if name not in PARTS}

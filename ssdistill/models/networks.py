@@ -13,7 +13,8 @@ A config then says ``encoder: {name: tiny_cnn, args: {width: 64}}``.
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -130,6 +131,20 @@ def add_network(entry: Network) -> None:
     NETWORKS[entry.name] = entry
 
 
+@contextmanager
+def added_for_a_trial(entry: Network) -> Iterator[None]:
+    """Register a network; what was there before is put back if the block fails."""
+    before = NETWORKS.get(entry.name)
+    add_network(entry)
+    try:
+        yield
+    except BaseException:
+        NETWORKS.pop(entry.name)
+        if before is not None:
+            NETWORKS[entry.name] = before
+        raise
+
+
 def find_network(name: str) -> Network | None:
     """Return the network with that name; None for timm's, torchvision's and unknown ones."""
     plugins()
@@ -174,4 +189,8 @@ def create_own_net(spec: EncoderSpec) -> OwnNet:
         )
     with refusing(f"encoder.args of '{spec.name}'"):
         module = entry.build(**args)
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"'{spec.name}': what makes it returned {shortened(repr(module))}; return a module"
+        )
     return OwnNet(module, spec, entry.embedding, entry.taps)

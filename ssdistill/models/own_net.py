@@ -77,13 +77,29 @@ class OwnNet(nn.Module):
         was_training = self.net.training
         height, width = height_width(spec.size)
         images = noise_images(spec.model_copy(update={"image_size": spec.size}), 2)
-        with refusing(f"{spec.name} cannot encode images of {height}x{width}"):
+        # Code of others may raise anything.
+        with refusing(f"{spec.name} cannot encode images of {height}x{width}", Exception):
             self.net.eval()
             output, maps = self.forward_intermediates(images, range(len(self.tapped)))
+            embedding_BD = self.forward_head(output)
         self.net.train(was_training)
-        self.num_features = self.forward_head(output).shape[1]
+        self._check_embedding(embedding_BD, len(images))
+        self.num_features = embedding_BD.shape[1]
         for info, tapped in zip(self.feature_info, maps, strict=True):
             info["num_chs"] = tapped.shape[1]
+
+    def _check_embedding(self, embedding_BD: Tensor, count: int) -> None:
+        problem = ""
+        if embedding_BD.dtype != torch.float32:
+            problem = f"be float32, not {str(embedding_BD.dtype).removeprefix('torch.')}"
+        elif embedding_BD.shape[0] != count:
+            problem = f"have one row for each image, not {embedding_BD.shape[0]} for {count}"
+        elif not embedding_BD.shape[1]:
+            problem = "be wider than 0"
+        elif not embedding_BD.isfinite().all():
+            problem = "be finite; of noise it is NaN or infinite"
+        if problem:
+            raise UserError(f"{self._name}: the embedding must {problem}; change what it returns")
 
     def forward_features(self, x_BCHW: Tensor) -> Any:
         """What the module returns for normalized images."""

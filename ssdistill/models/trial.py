@@ -130,14 +130,16 @@ def _no_zero_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def refusing(subject: str) -> Iterator[None]:
+def refusing(
+    subject: str, what: type[Exception] | tuple[type[Exception], ...] = REFUSALS
+) -> Iterator[None]:
     """Turn exceptions of a library into a one-line UserError about ``subject``."""
     try:
         with _no_zero_warnings():
             yield
     except UserError:
         raise
-    except REFUSALS as error:
+    except what as error:
         raise UserError(f"{subject}: {reason_of(error)}") from error
 
 

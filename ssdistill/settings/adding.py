@@ -1,11 +1,15 @@
 """Add kinds while a program runs: those of a package by its name, or a class of the program."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from ssdistill.errors import UserError
 from ssdistill.settings import rebuild_settings
-from ssdistill.settings.plugins import import_plugin, register_class
-from ssdistill.settings.registry import REGISTRIES, imported
+from ssdistill.settings.plugins import NAMED, PLUGINS, import_plugin, register_class
+from ssdistill.settings.registry import REGISTRIES, Registry, imported
 
 Member = TypeVar("Member")
 
@@ -16,8 +20,9 @@ def add_plugin(name: str) -> None:
     Raises:
         UserError: it cannot be imported, or one of its kinds is another class's.
     """
-    import_plugin(name)
-    look_again()
+    with _undone_if_refused():
+        import_plugin(name)
+        look_again()
 
 
 def register(cls: type[Member]) -> type[Member]:
@@ -36,9 +41,31 @@ def register(cls: type[Member]) -> type[Member]:
             f"{cls.__qualname__}: a class with a kind, derived from the base of a family, can be "
             f"registered ({families})"
         )
-    register_class(cls)
-    look_again()
+    with _undone_if_refused():
+        register_class(cls)
+        look_again()
     return cls
+
+
+@contextmanager
+def _undone_if_refused() -> Iterator[None]:
+    """Leave things as they were where what a block adds cannot be used."""
+    before = {
+        name: replace(plugin, registered=dict(plugin.registered))
+        for name, plugin in PLUGINS.items()
+    }
+    named = os.environ.get(NAMED)
+    try:
+        yield
+    except UserError:
+        PLUGINS.clear()
+        PLUGINS.update(before)
+        if named is None:
+            os.environ.pop(NAMED, None)
+        else:
+            os.environ[NAMED] = named
+        look_again()
+        raise
 
 
 def look_again() -> None:
@@ -49,7 +76,14 @@ def look_again() -> None:
     changed = [
         known
         for known, registry in zip(before, REGISTRIES, strict=True)
-        if known and tuple(registry.classes.values()) != known
+        if (known or _adds_to(registry)) and tuple(registry.classes.values()) != known and known
     ]
     if changed:
         rebuild_settings()
+
+
+def _adds_to(registry: Registry) -> bool:
+    """Whether a plug-in has a class of a family; looking for all kinds takes seconds."""
+    base = imported(registry.base)
+    classes = (cls for plugin in PLUGINS.values() for cls in plugin.classes())
+    return any(issubclass(cls, base) and "kind" in vars(cls) for cls in classes)

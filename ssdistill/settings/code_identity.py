@@ -148,8 +148,11 @@ class _Walk:
             yield from self.parts([*hooks.values()])  # their keys are counted
         for store in ("_parameters", "_buffers"):
             tensors = getattr(module, store)
-            shapes = {n: None if x is None else (*x.shape,) for n, x in tensors.items()}
-            yield from self._mapping(shapes)
+            facts = {n: None if x is None else (*x.shape, x.dtype) for n, x in tensors.items()}
+            yield from self._mapping(facts)
+        # Buffers that are not saved are no weights.
+        kept = module._non_persistent_buffers_set
+        yield from self._mapping({n: module._buffers[n] for n in kept})
         for name, child in module.named_children():
             yield name
             yield from self.parts(child)

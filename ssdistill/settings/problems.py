@@ -109,16 +109,22 @@ def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
     """Settings outside of a config file.
 
     Raises:
-        UserError: one line with every problem, each key below ``name``.
+        UserError: one line with every problem, each key below ``name`` unless that is empty.
     """
     try:
         settings = schema.model_validate(values)
     except ValidationError as error:
-        problems = describe(Path(name), error, schema).splitlines()[1:]
-        raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
+        problems = [line.strip() for line in describe(Path(name), error, schema).splitlines()[1:]]
+        raise UserError(
+            "; ".join(f"{name}.{problem}".lstrip(".") for problem in problems)
+        ) from None
     if problems := booleans_for_numbers(values, settings):
-        raise UserError("; ".join(f"{name}.{problem}" for problem in problems))
+        raise UserError("; ".join(f"{name}.{problem}".lstrip(".") for problem in problems))
     return settings
+
+
+def _one_line(name: str, problems: list[str]) -> str:
+    return "; ".join(f"{name}.{problem.strip()}".lstrip(".") for problem in problems)
 
 
 def booleans_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:

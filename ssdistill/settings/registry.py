@@ -11,6 +11,7 @@ Packages of other people add kinds as well, see :mod:`ssdistill.settings.plugins
 import importlib
 import inspect
 import pkgutil
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import (
@@ -28,7 +29,7 @@ from typing import (
 
 from pydantic import Field, GetCoreSchemaHandler, create_model
 
-from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.errors import UserError, nearest, one_line, shortened
 from ssdistill.settings import Settings
 from ssdistill.settings.plugins import PLUGINS, Plugin, failures, package_of, plugins
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 Member = TypeVar("Member")
 """Base class of one family."""
+KIND = r"[a-z][a-z0-9_]{0,63}"
+"""Form of the kinds of plug-ins."""
 
 
 class Registry(Generic[Member]):
@@ -86,8 +89,32 @@ class Registry(Generic[Member]):
         for plugin in plugins():
             for cls in plugin.classes():
                 if issubclass(cls, base) and "kind" in vars(cls):
+                    self._check(cls)
                     self._add(cls, by_kind)
         return dict(sorted(by_kind.items()))
+
+    def _check(self, cls: Any) -> None:
+        """Refuse the class of a plug-in from which no settings can be made.
+
+        Raises:
+            UserError: a kind that is no name, or a keyword without a type.
+        """
+        whose = f"plug-in {package_of(cls)}: {cls.__qualname__}"
+        if not isinstance(cls.kind, str) or not re.fullmatch(KIND, cls.kind):
+            raise UserError(
+                f"{whose}: kind={cls.kind!r}: use lower-case letters, digits and _, such as my_kind"
+            )
+        try:
+            self.schema_of(cls, ())
+        except KeyError as error:
+            raise UserError(
+                f"{whose}: the argument {error.args[0]} has no type; annotate it"
+            ) from None
+        except Exception as error:  # of annotations and defaults of others
+            raise UserError(
+                f"{whose}: no settings can be made of its arguments ({one_line(error)}); correct "
+                "their types and defaults"
+            ) from error
 
     def _add(self, cls: Any, by_kind: dict[str, Any]) -> None:
         """Add the class of a plug-in.
@@ -132,8 +159,12 @@ class Registry(Generic[Member]):
             self._made[kind] = cls, self.schema_of(cls)
         return self._made[kind][1]
 
-    def schema_of(self, cls: Any) -> type[Settings]:
-        """Make the config model of a class, registered or not."""
+    def schema_of(self, cls: Any, packages: tuple[str, ...] | None = None) -> type[Settings]:
+        """Make the config model of a class, registered or not.
+
+        Args:
+            packages: to import before its settings are unpickled; by default its plug-in's.
+        """
         hints = get_type_hints(cls.__init__, include_extras=True)
         base: type[Settings] = imported(self.schema_base)
         fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
@@ -156,8 +187,9 @@ class Registry(Generic[Member]):
             return _unpickled, (noun, cls.kind, self.__getstate__(), packages)
 
         noun = self.noun
-        plugin = self.plugin_of(cls.kind)
-        packages = tuple(module.__name__ for module in plugin.modules[:1]) if plugin else ()
+        if packages is None:
+            plugin = self.plugin_of(cls.kind)
+            packages = tuple(module.__name__ for module in plugin.modules[:1]) if plugin else ()
         schema.__reduce__ = reduced
         return schema
 

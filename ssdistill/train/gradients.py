@@ -58,6 +58,8 @@ class SharedLayer:
             the whole batch.
         """
         names = [self.name] if self.name else list(self._weights)
+        if not names:
+            return {}
         gradients_by_loss = {}
         for loss, value in losses.items():
             if value.requires_grad:

@@ -11,6 +11,7 @@ from string import Template
 from typing import NamedTuple
 
 import timm
+import yaml
 
 from ssdistill.errors import UserError, shortened
 from ssdistill.files import check_writable
@@ -111,12 +112,15 @@ def _template(name: str) -> str:
 
 def _check_name(family: str, name: str) -> None:
     shown = f"new {family} {shortened(name)}"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or len(name) > LONGEST:
+    # pip takes no name that ends in _.
+    if not re.fullmatch(r"[a-z]([a-z0-9_]*[a-z0-9])?", name) or len(name) > LONGEST:
         raise UserError(
             f"{shown}: no name of a package; use lower-case letters, digits and _, such as my_loss"
         )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise UserError(f"{shown}: a word of Python; choose another name")
+    if not isinstance(yaml.safe_load(name), str):
+        raise UserError(f"{shown}: no text in YAML; choose another name")
     if name in SKIPPED or name.startswith("test_"):
         raise UserError(f"{shown}: a name that tests have; choose another name")
     if whose := _whose(family, name):

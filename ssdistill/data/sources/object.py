@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ssdistill.data.named_images import OBJECTS
 from ssdistill.data.parts import PartedSource
-from ssdistill.data.python_data import OBJECTS, ProgramImages
+from ssdistill.data.python_data import ProgramImages
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, nearest
 

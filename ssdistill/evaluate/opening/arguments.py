@@ -10,8 +10,11 @@ from ssdistill.errors import UserError, shortened
 from ssdistill.settings import Size, as_size
 
 
-def check_image_size(image_size: Any) -> Size | None:
+def check_image_size(image_size: Any, name: str = "image_size") -> Size | None:
     """Return ``image_size`` if it is the side of an image, or height and width.
+
+    Args:
+        name: of the argument, in messages.
 
     Raises:
         UserError: not one or two whole numbers of pixels, from 1 to :data:`LARGEST_SIDE`.
@@ -27,8 +30,7 @@ def check_image_size(image_size: Any) -> Size | None:
     if not fits:
         written = shortened(repr(image_size))
         raise UserError(
-            f"image_size={written}: write a whole number from 1 to {LARGEST_SIDE}, or (height, "
-            "width)"
+            f"{name}={written}: write a whole number from 1 to {LARGEST_SIDE}, or (height, width)"
         )
     return as_size(operator.index(sides[0]), operator.index(sides[1]))
 

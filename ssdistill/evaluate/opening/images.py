@@ -14,8 +14,8 @@ import numpy as np
 
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.labels import IGNORE, class_labels
+from ssdistill.data.named_images import is_dataset, object_settings
 from ssdistill.data.opening import open_source, open_stores
-from ssdistill.data.python_data import is_dataset, object_settings
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz

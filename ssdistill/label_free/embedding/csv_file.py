@@ -1,6 +1,5 @@
 """Write embeddings as comma-separated values."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +17,20 @@ def write_csv(path: Path, rows: Rows, parts: Sequence[Part], facts: dict[str, st
     """
     at = 0
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["name", "split", *range(rows.shape[1])])
+        # The module csv would leave a carriage return in a name unquoted in Python 3.11, which then
+        # ends a line.
+        file.write(",".join(["name", "split", *map(str, range(rows.shape[1]))]) + "\n")
         for split, names in all_names(parts):
             for start in range(0, len(names), LINES):
                 some = names[start : start + LINES]
                 # str() of a numpy number is the shortest text that is read as this number.
                 text_BD = rows[at : at + len(some)].astype(str)
-                writer.writerows(
-                    [name, split, *text_D] for name, text_D in zip(some, text_BD, strict=True)
+                file.writelines(
+                    ",".join([_quoted(name), split, *text_D]) + "\n"
+                    for name, text_D in zip(some, text_BD, strict=True)
                 )
                 at += len(some)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if {*name} & {*',"\r\n'} or not name else name

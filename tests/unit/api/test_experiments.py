@@ -1,6 +1,7 @@
 """Distill, compress and pretrain from a program, with networks and images of its own."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -172,8 +173,8 @@ def test_evaluation_reads_them_where_it_is_asked_for(root):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"losses": "simregg"}, "distill.distill.losses.simregg.kind: 'simregg' is unknown"),
-        ({"steps": -1}, "distill.distill.steps"),
+        ({"losses": "simregg"}, "distill.losses.simregg.kind: 'simregg' is unknown"),
+        ({"steps": -1}, "distill.steps"),
         ({"stepps": 1}, "stepps"),
         ({"config": {"devise": {}}}, "devise"),
     ],
@@ -252,3 +253,94 @@ def test_results_do_not_depend_on_where_the_runs_are(tmp_path):
     assert one == two
     states = [run.student.state_dict() for run in runs]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+class Frozen(Cells):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"losses": None}, "losses: expected a kind such as 'simreg'"),
+        ({"losses": ssdistill.losses}, "losses: expected a kind"),
+        ({"losses": ["simreg", "simreg"]}, "one kind is listed twice"),
+        ({"losses": [None]}, "losses: None is no kind"),
+        ({"config": "x"}, "config: expected sections by name, got 'x'"),
+        ({"name": 3}, "name=3: expected text"),
+        ({"root": __file__}, "cannot be written"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_one_line(root, arguments, said):
+    options = {"losses": "simreg", "steps": 1, "root": root} | arguments
+    with pytest.raises(UserError, match=said) as refused:
+        ssdistill.distill(cells(8), cells(), IMAGES_NHWC, **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_steps_of_compression_are_kinds_or_settings(root):
+    for steps, said in (([], "at least one is required"), ([None], "steps: None is no kind")):
+        with pytest.raises(UserError, match=said):
+            ssdistill.compress(cells(), IMAGES_NHWC, steps, root=root)
+
+
+def test_a_student_without_weights_to_train_is_refused(root):
+    student = encoder(Frozen, image_size=SIZE, embedding=pooled)
+    with pytest.raises(UserError, match="none of its parameters can be trained"):
+        ssdistill.distill(student, cells(), IMAGES_NHWC, steps=1, batch_size=20, root=root)
+
+
+def test_a_name_is_that_of_one_network(root, caplog):
+    first, second = (cells(width, name="named") for width in (8, 24))
+    assert "another one of that name takes its place" in caplog.text
+    with pytest.raises(UserError, match="two networks with name='named', and this is the older"):
+        ssdistill.distill(first, cells(), IMAGES_NHWC, steps=1, root=root)
+    with pytest.raises(UserError, match="cannot encode"):
+        encoder(Cells(8).double(), image_size=SIZE, embedding=pooled, name="named")
+    assert ssdistill.compress(second, IMAGES_NHWC, "quantize", root=root).model.embed_dim == 48
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": 0}, "image_size=0: write a whole number"),
+        ({"image_size": "16"}, "image_size='16'"),
+        ({"input_size": -16}, "input_size=-16"),
+        ({"mean": 0.5, "std": 0.5}, "mean=0.5: write one finite number"),
+        ({"mean": (0, 0, 0)}, "mean was passed without std"),
+        ({"mean": (0, 0, 0), "std": (0, 0, 0)}, "must be positive"),
+        ({"name": "../x"}, "name='../x': use letters"),
+        ({"name": ""}, "name='': use letters"),
+        ({"taps": ["first"]}, "pass names of inner modules by the names of taps"),
+        ({"taps": {"": "first"}}, "pass names of inner modules"),
+        ({"embedding": "pooled"}, "embedding='pooled': pass a function"),
+        ({"embedding": lambda out: 1 / 0}, "cannot encode images of 16x16: division by zero"),
+        ({"embedding": lambda out: out["pooled"].double()}, "be float32, not float64"),
+        ({"embedding": lambda out: out["pooled"][:1]}, "one row for each image, not 1 for 2"),
+        ({"embedding": lambda out: out["pooled"][:, :0]}, "be wider than 0"),
+        ({"embedding": lambda out: out["pooled"] / 0}, "be finite"),
+    ],
+)
+def test_arguments_of_an_encoder_are_refused_in_one_line(options, said):
+    with pytest.raises(UserError, match=said) as refused:
+        encoder(Cells(), **{"image_size": SIZE, "embedding": pooled, **options})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("maker", [lambda: None, lambda: Cells])
+def test_what_makes_no_module_is_refused(maker):
+    with pytest.raises(UserError, match="return a module"):
+        encoder(maker, image_size=SIZE)
+
+
+def test_a_scripted_module_is_refused():
+    class Plain(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    with warnings.catch_warnings(action="ignore"):
+        traced = torch.jit.trace(Plain(), torch.zeros(1, 3, 4, 4))
+    with pytest.raises(UserError, match="pass the module that it was made of"):
+        encoder(traced, image_size=SIZE)

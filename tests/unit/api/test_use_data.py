@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ssdistill.api.data import use_data
-from ssdistill.data.python_data import OBJECTS
+from ssdistill.data.named_images import OBJECTS
 from ssdistill.errors import UserError
 
 IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
@@ -74,3 +74,23 @@ class Labeled:
 def test_two_datasets_are_to_train_and_to_test_on():
     train, test = given((Labeled(IMAGES_NHWC[:4], range(4)), Labeled(IMAGES_NHWC[4:], range(2))))
     assert (len(train), len(test)) == (4, 2) and test.has_labels
+
+
+def test_paths_may_be_read_through_once(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    assert use_data(iter(paths)) == use_data(paths)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ((IMAGES_NHWC[:3], IMAGES_NHWC[3:]), r"one label for each of the 3 images"),
+        ((IMAGES_NHWC, np.arange(5)), "each of the 6 images, but has shape .5,"),
+        ((IMAGES_NHWC, None), "one label for each"),
+        (["a.png", None], "item 1 is no path, as the first is, but None"),
+        (iter(IMAGES_NHWC), "read through only once"),
+    ],
+)
+def test_what_is_no_images_and_labels_is_refused(data, said):
+    with pytest.raises(UserError, match=said):
+        use_data(data)

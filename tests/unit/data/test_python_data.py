@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from ssdistill.data.items import pixels_of
+from ssdistill.data.named_images import name_images
 from ssdistill.data.opening import open_source, open_stores
-from ssdistill.data.python_data import ProgramImages, name_images
+from ssdistill.data.python_data import ProgramImages
 from ssdistill.data.sources.object import PythonObject
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import SOURCES
@@ -155,8 +156,35 @@ def test_an_image_that_raises_is_skipped_and_named(tmp_path):
             raise ValueError("no such image on the server")
         return IMAGES_NHWC[i]
 
-    with pytest.raises((UserError, ValueError), match="no such image on the server"):
+    _, stores = opened(Pairs(item), tmp_path)
+    kept = [image.tobytes() for store in stores.values() for image in store.images]
+    assert len(kept) == 29 and IMAGES_NHWC[5].tobytes() not in kept
+    with pytest.raises(UserError, match=r"first image cannot be read .*no such image"):
+        opened(Pairs(lambda i: item(5)), tmp_path)
+
+
+def test_items_of_another_type_than_the_first_are_skipped(tmp_path):
+    def item(i):
+        return IMAGES_NHWC[i] if i != 3 else IMAGES_NHWC[i].astype(np.float32) / 255
+
+    _, stores = opened(Pairs(item), tmp_path)
+    assert sum(map(len, stores.values())) == 29
+
+
+def test_a_transform_that_is_random_now_and_then_is_refused(tmp_path):
+    random = np.random.default_rng(0)
+
+    def item(i):
+        return IMAGES_NHWC[i][:, ::-1] if random.random() < 0.5 else IMAGES_NHWC[i]
+
+    with pytest.raises(UserError, match="another image each time"):
         opened(Pairs(item), tmp_path)
+
+
+def test_bfloat16_has_the_numbers_of_float32():
+    images = torch.rand(3, 3, 4, 4)
+    found = ProgramImages(images.bfloat16())
+    assert found.identity == ProgramImages(images.bfloat16().float()).identity
 
 
 def test_a_name_that_nobody_gave():

@@ -94,6 +94,16 @@ def test_every_format_holds_the_same_numbers_and_names_of_the_readable_images(su
     assert not partial_folder(file).exists()
 
 
+def test_a_name_in_csv_is_one_cell_whatever_is_in_it(tmp_path):
+    names = ["plain", "a,b", 'say "hi"', "a\rb", "a\nb", "a\r\nb", "äöü"]
+    images = part_of(len(names)).images
+    write(tmp_path / "a.csv", [Part("train", images, names.__getitem__, "")])
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows[1:]] == names and {len(row) for row in rows} == {14}
+    assert (tmp_path / "a.csv").read_text().splitlines()[1].startswith("plain,train,")
+
+
 @pytest.mark.parametrize("suffix", [s for s in FORMATS if s != ".csv"])
 def test_patches_and_float16_are_read_as_they_were_written(suffix, tmp_path, make_encoder):
     file = tmp_path / f"a{suffix}"

@@ -90,3 +90,68 @@ def test_what_is_no_loss_cannot_be_called():
         module(4, 4)
     with pytest.raises(AttributeError):
         ssdistill.losses.no_such_loss  # noqa: B018
+
+
+STUDENT, TEACHER = torch.randn(6, 6), torch.randn(6, 10)
+CRD = {"num_samples": 100}
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ssdistill.losses.kdep(6, 10)(STUDENT, TEACHER), "call fit_teacher"),
+        (lambda: ssdistill.losses.crd(6, 10, **CRD)(STUDENT, TEACHER), "pass index_B"),
+        (
+            lambda: ssdistill.losses.crd(6, 10, **CRD)(STUDENT, TEACHER, torch.arange(6) + 99),
+            r"from 0 to 99 \(num_samples=100\)",
+        ),
+        (lambda: ssdistill.losses.simreg(7, 10)(STUDENT, TEACHER), r"must be \(B, 7\)"),
+        (lambda: ssdistill.losses.simreg(6, 9)(STUDENT, TEACHER), "made with teacher_dim=9"),
+        (lambda: ssdistill.losses.koleo(6, 10)(STUDENT, TEACHER[:3]), "as many rows"),
+        (lambda: ssdistill.losses.simreg(6, 10)(STUDENT[:0], TEACHER[:0]), r"got \(0, 6\)"),
+        (lambda: ssdistill.losses.simreg(6, 10)(STUDENT.numpy(), TEACHER), "pass a tensor"),
+        (lambda: ssdistill.losses.simreg(6, 10)(None, TEACHER), "pass a tensor"),
+        (lambda: ssdistill.losses.simreg(0, 10), "student_dim=0: expected a whole number"),
+        (lambda: ssdistill.losses.simreg(6, "10"), "teacher_dim='10'"),
+        (lambda: ssdistill.losses.simreg(6, 10, num_steps=0), "num_steps=0"),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused_in_one_line(call, said):
+    with pytest.raises(UserError, match=said) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["simreg", "pkt", "at"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_are_those_of_the_networks_and_not_of_the_loss(kind, dtype):
+    maps = {"student_maps": {"a": (3, 2, 2)}, "teacher_maps": {"a": (3, 2, 2)}}
+    loss = TensorLoss(kind, 6, 10, **(maps if kind == "at" else {}), num_samples=20)
+    views = [
+        {"embedding": x.to(dtype), "a": torch.randn(6, 3, 2, 2, dtype=dtype)}
+        for x in (STUDENT, TEACHER)
+    ]
+    views = views if kind == "at" else [view["embedding"] for view in views]
+    assert loss(*views).isfinite()
+
+
+def test_a_schedule_goes_on_after_a_restart():
+    loss = ssdistill.losses.simreg(6, 10, num_steps=4, schedule="cosine")
+    loss(STUDENT, TEACHER)
+    other = ssdistill.losses.simreg(6, 10, num_steps=4, schedule="cosine")
+    other.load_state_dict(loss.state_dict())
+    assert other.step == loss.step == 1
+    assert torch.equal(other(STUDENT, TEACHER), loss(STUDENT, TEACHER))
+
+
+def test_a_loss_fitted_before_it_was_saved_is_fitted():
+    loss = ssdistill.losses.kdep(6, 10)
+    loss.fit_teacher(torch.randn(50, 10))
+    other = ssdistill.losses.kdep(6, 10)
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(STUDENT, TEACHER), loss(STUDENT, TEACHER))
+
+
+def test_an_unknown_loss_names_the_nearest():
+    with pytest.raises(AttributeError, match="did you mean 'simreg'"):
+        _ = ssdistill.losses.simregg

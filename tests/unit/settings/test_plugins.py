@@ -1,4 +1,6 @@
+import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -240,3 +242,49 @@ def test_a_protocol_becomes_a_key_of_evaluate(package):
     assert chosen.plugged_constant.value == 0.25
     dumped = {"evaluate": chosen.model_dump(mode="json")}
     assert with_plugins(dumped)["plugins"].keys() == {"plugged_i"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_kind_that_is_taken_is_refused_and_the_rest_works(package, monkeypatch, known):
+    package("plugged_same", "simreg")
+    if known:
+        assert "simreg" in LOSSES.classes
+    else:
+        LOSSES.forget()
+    with pytest.raises(UserError, match="the kind 'simreg' of Distance is that of a loss of ssdis"):
+        ssdistill.add_plugin("plugged_same")
+    assert LOSSES["simreg"].__module__ == "ssdistill.losses.simreg"
+    assert "plugged_same" not in module.PLUGINS
+    assert "plugged_same" not in os.environ.get(module.NAMED, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "said"),
+    [
+        (5, "", "kind=5: use lower-case letters"),
+        ("", "", "kind='': use lower-case letters"),
+        ("a b/../c", "", "kind='a b/../c'"),
+        ("plugged_odd", "scale=1.0", "the argument scale has no type; annotate it"),
+        ("plugged_odd", "scale: 'Nowhere' = 1.0", "no settings can be made"),
+    ],
+)
+def test_a_class_that_cannot_be_a_kind_is_refused_and_the_rest_works(
+    plugins, kind, arguments, said
+):
+    text = f"""
+def __init__(self, shapes, *, {arguments or "scale: float = 1.0"}):
+    Loss.__init__(self, shapes)
+"""
+    names = {"Loss": Loss}
+    exec(text, names)
+    cls = type("Odd", (Loss,), {"kind": kind, "__init__": names["__init__"], "__module__": "odd"})
+    with pytest.raises(UserError, match=re.escape(said)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "identity_of", lambda member: "0")
+        ssdistill.register(cls)
+    assert "simreg" in LOSSES.classes and cls not in LOSSES.classes.values()
+
+
+def test_a_package_that_exits_is_named(package):
+    package("plugged_exits", "plugged_exits_loss", main="import sys; sys.exit('needs a licence')")
+    with pytest.raises(UserError, match=r"cannot be imported .SystemExit: needs a licence"):
+        ssdistill.add_plugin("plugged_exits")
