@@ -6,8 +6,8 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
 
-_MASK, _SHARE = 0x6D61736B, 0x73686172
-"""View numbers for random draws of patch orders, and of shares."""
+_MASK, _FRACTION = 0x6D61736B, 0x73686172
+"""View numbers for random draws of patch orders, and of fractions."""
 
 
 def shuffled(batch: Batch, count: int) -> Tensor:
@@ -30,20 +30,25 @@ def random_masks(batch: Batch, view: int, count_B: Tensor, num_patches: int) -> 
     return draw_BN.argsort(dim=1, stable=True).argsort(dim=1) < count_B[:, None]
 
 
-def mask_shares(
-    batch: Batch, num_views: int, images: float, share: tuple[float, float], *, exact: bool = False
+def mask_fractions(
+    batch: Batch,
+    num_views: int,
+    images: float,
+    fraction: tuple[float, float],
+    *,
+    exact: bool = False,
 ) -> Tensor:
-    """The share of the patches to mask in each view of each image, 0 in those without a mask.
+    """The fraction of the patches to mask in each view of each image, 0 in those without a mask.
 
     Of all views in the batch, over all processes, ``int(images * views)`` get a mask. Their
-    shares lie evenly between the bounds, one in each of as many equal intervals, and are given to
-    random views, as in DINOv2 (arXiv:2304.07193).
+    fractions lie evenly between the bounds, one in each of as many equal intervals, and are given
+    to random views, as in DINOv2 (arXiv:2304.07193).
 
     Args:
         batch: of B images.
         num_views: V, views of each.
         images: fraction of the views that are masked.
-        share: smallest and largest share of the patches.
+        fraction: smallest and largest fraction of the patches.
         exact: take the upper end of each interval (DINOv3, arXiv:2508.10104) instead of a random
             place in it.
 
@@ -53,11 +58,11 @@ def mask_shares(
     whole, rows = batch.place
     device = batch.index_B.device
     place_N = torch.arange(whole * num_views, device=device)
-    draw_N2 = uniform(batch.step, batch.epoch, place_N, _SHARE, 2)
+    draw_N2 = uniform(batch.step, batch.epoch, place_N, _FRACTION, 2)
     rank_N = draw_N2[:, 0].argsort(stable=True).argsort()
     masked = int(images * len(place_N))
-    low, high = share
+    low, high = fraction
     within_N = torch.ones_like(draw_N2[:, 1]) if exact else draw_N2[:, 1]
-    share_N = low + (high - low) * (rank_N + within_N) / max(masked, 1)
-    share_N = torch.where(rank_N < masked, share_N, 0.0)
-    return share_N.view(whole, num_views)[rows]
+    fraction_N = low + (high - low) * (rank_N + within_N) / max(masked, 1)
+    fraction_N = torch.where(rank_N < masked, fraction_N, 0.0)
+    return fraction_N.view(whole, num_views)[rows]

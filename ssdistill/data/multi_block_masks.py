@@ -20,15 +20,15 @@ class MultiBlock:
 
     All blocks of a batch that are to be predicted have one size, all contexts have another, each
     from one number: within their bounds, a larger block is also a higher one. Their places
-    differ. Images whose context is too small after :attr:`tries` places may share patches between
-    it and the last block, then between it and the last two, and so on.
+    differ. After :attr:`tries` places with too small a context, the last block may have patches in
+    common with it, then the last two, and so on.
 
     The authors' code never places a block at the last row or column, so that it neither predicts
     nor encodes the patches there; nor does this unless :attr:`edges` is set.
 
     Attributes:
         targets: blocks to predict.
-        target_scale: share of the patches in each, from and to.
+        target_scale: fraction of the patches in each, from and to.
         target_aspect: its height / width, from and to.
         context_scale, context_aspect: the same of the context, before the targets are removed.
         smallest: the context must have more patches than that.

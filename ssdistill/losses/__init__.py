@@ -142,6 +142,9 @@ class Loss(nn.Module):
             none is remembered. ``accumulate`` requires it. An instance may be less than its class.
         minimum_at_teacher: True when student == teacher minimizes the loss (a test checks it).
 
+        later_settings: names of settings that came later than the kind; see
+            :class:`ssdistill.settings.later.WithLater`.
+
     and may set on the instance:
         student_taps, teacher_taps: names of the feature maps it reads (:class:`MapLoss` does).
         momentum: of the student's moving average, where it reads ``Outputs.momentum``.

@@ -1,6 +1,7 @@
 """KoLeo: a regularizer that spreads embeddings (Sablayrolles et al., ICLR 2019)."""
 
 import torch
+import torch.nn.functional as F
 from lightly.loss import KoLeoLoss
 from torch import Tensor
 
@@ -8,6 +9,10 @@ from ssdistill.data.batch import Batch
 from ssdistill.distributed import gather_with_gradient
 from ssdistill.losses import Loss, Shapes
 from ssdistill.models.representation import Outputs
+from ssdistill.settings import PositiveInt
+
+EPS = 1e-8
+"""Added to differences and distances, as in the published code."""
 
 
 class KoLeo(Loss):
@@ -24,6 +29,10 @@ class KoLeo(Loss):
       feature: {kind: simreg, depth: 2, weight: 1.0}
       spread: {kind: koleo, weight: 0.1}
     ```
+
+    Args:
+        neighbors: how many nearest ones each embedding is pushed away from, by the mean of their
+            terms (DINOv3); at most all others of the batch.
     """
 
     kind = "koleo"
@@ -33,9 +42,11 @@ class KoLeo(Loss):
     reads = "embedding"
     views = 1
     exact_under_sharding = True
+    later_settings = ("neighbors",)
 
-    def __init__(self, shapes: Shapes):
+    def __init__(self, shapes: Shapes, *, neighbors: PositiveInt = 1):
         super().__init__(shapes)
+        self.neighbors = neighbors
         self.criterion = KoLeoLoss()
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -44,4 +55,13 @@ class KoLeo(Loss):
     def spread(self, s_BD: Tensor) -> Tensor:
         """The loss of one view, in float32."""
         with torch.autocast(s_BD.device.type, enabled=False):
-            return self.criterion(gather_with_gradient(s_BD.float()))
+            s_ND = gather_with_gradient(s_BD.float())
+            return self.criterion(s_ND) if self.neighbors == 1 else self._of_several(s_ND)
+
+    def _of_several(self, s_ND: Tensor) -> Tensor:
+        z_ND = F.normalize(s_ND, eps=EPS, dim=1)
+        with torch.no_grad():
+            cosine_NN = (z_ND @ z_ND.T).fill_diagonal_(-1)
+            near_NK = cosine_NN.topk(min(self.neighbors, len(z_ND) - 1), dim=1).indices
+        distance_NK = F.pairwise_distance(z_ND[:, None], z_ND[near_NK], eps=EPS)
+        return -(distance_NK + EPS).log().mean()

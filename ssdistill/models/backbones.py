@@ -1,6 +1,6 @@
 """timm encoders with built-in normalization, resizing and feature taps."""
 
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import timm
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ssdistill.errors import UserError, nearest
 from ssdistill.models import taps as places
 from ssdistill.models.examples import black_image, noise_images
+from ssdistill.models.final_patches import FINAL_PATCHES, final_patches, has_final_patches
 from ssdistill.models.model import Model
 from ssdistill.models.networks import create_own_net, find_network
 from ssdistill.models.representation import Representation
@@ -85,8 +86,7 @@ class Encoder(Model):
                 views of every size are brought to it (bicubic, antialiased, kept in [0, 1]).
 
         Returns:
-            embedding (B, embed_dim), the maps named in ``taps`` and, where ``project`` is set,
-            the projection.
+            embedding (B, embed_dim), maps named in ``taps``, projection if ``project`` is set.
         """
         x_BCHW = self._prepared(x_BCHW)
         stages = [name for name in self.taps if ":" not in name]
@@ -96,6 +96,9 @@ class Encoder(Model):
             final, maps = cast("Any", self.net).forward_features(x_BCHW), {}
         maps |= self._caught
         self._caught.clear()
+        if FINAL_PATCHES in self.taps:
+            patches = final_patches(self.net, final, x_BCHW.shape[2] / x_BCHW.shape[3])
+            maps[FINAL_PATCHES] = cast("Tensor", patches)
         return self._represent(final, {name: maps[name] for name in self.taps})
 
     def features(self, x_BCHW: Tensor) -> Tensor:
@@ -131,11 +134,12 @@ class Encoder(Model):
 
     @property
     def tap_names(self) -> list[str]:
-        """Names that ``taps`` may contain: stages, then attention, then stages before a ReLU."""
+        """Names that ``taps`` may contain: stages, attention, stages before a ReLU, patches."""
         return [
             *dict.fromkeys(places.stage_names(self.net)),
             *(places.ATTENTION + block for block in places.class_token_attention(self.net)),
             *(places.BEFORE_RELU + stage for stage in self._closing_relus()),
+            *([FINAL_PATCHES] if self._has_final_patches else []),
         ]
 
     @property
@@ -195,20 +199,18 @@ class Encoder(Model):
         self._caught.clear()
         self._caught.update(maps)
 
+    @cached_property
+    def _has_final_patches(self) -> bool:
+        return has_final_patches(self)
+
     def _closing_relus(self) -> dict[str, places.Closing]:
         if self._closing is None:
             size = height_width(self.spec.size)
             try:
-                self._closing = self._closing_relus_at([min(s, COMPUTED_SIDE) for s in size])
+                self._closing = places.closing_relus_at(self, [min(s, COMPUTED_SIDE) for s in size])
             except REFUSALS:  # a network of one size
-                self._closing = self._closing_relus_at(size)
+                self._closing = places.closing_relus_at(self, size)
         return self._closing
-
-    def _closing_relus_at(self, size: Sequence[int]) -> dict[str, places.Closing]:
-        generator = torch.Generator().manual_seed(0)
-        noise_BCHW = torch.randn(1, self.spec.in_chans, *size, generator=generator)
-        with places.looking(self):
-            return places.closing_relus(self.net, noise_BCHW.to(self.mean))
 
 
 def build_encoder(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.models.examples import noise_images
+from ssdistill.models.final_patches import token_grid
 from ssdistill.models.operations import Operations, copied
 from ssdistill.models.spec import EncoderSpec
 from ssdistill.models.trial import refusing
@@ -149,7 +150,7 @@ class OwnNet(nn.Module):
         if isinstance(output, Tensor) and output.ndim == 4:
             return output
         if isinstance(output, Tensor) and output.ndim == 3:
-            grid = _grid(output.shape[1], ratio)
+            grid = token_grid(output.shape[1], ratio)
             if grid is not None:
                 height, width = grid
                 patches_BCN = output[:, -height * width :].mT
@@ -197,20 +198,6 @@ def _keep(
 ) -> None:
     # What comes after may work in place.
     caught[name] = copied(output)
-
-
-def _grid(tokens: int, ratio: float, most_others: int = 8) -> tuple[int, int] | None:
-    """Height and width of the patches among tokens; the others, such as a class token, are first.
-
-    Args:
-        ratio: height by width of the image.
-    """
-    for others in range(min(most_others, tokens - 1) + 1):
-        height = round(((tokens - others) * ratio) ** 0.5)
-        width = round(height / ratio)
-        if height * width == tokens - others and height and width:
-            return height, width
-    return None
 
 
 def described(value: Any) -> str:

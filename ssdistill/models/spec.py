@@ -99,6 +99,12 @@ class EncoderSpec(Settings):
         return self.input_size or self.image_size
 
     @property
+    def ratio(self) -> float:
+        """Height by width of these images."""
+        height, width = height_width(self.size)
+        return height / width
+
+    @property
     def side(self) -> int:
         """Longer side of the images that reach the network."""
         return max(height_width(self.size))

@@ -2,7 +2,8 @@
 
 They are named after modules: ``layer3`` is the feature map of a stage, ``before_relu:layer3``
 that map before the ReLU which closes the stage, and ``attention:blocks.11`` what the class token
-of a transformer's block attends to.
+of a transformer's block attends to. ``final:patches``, see
+:mod:`ssdistill.models.final_patches`, is no module: it is what the network pools.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,6 +105,14 @@ def closing_relus(net: nn.Module, x_BCHW: Tensor) -> dict[str, Closing]:
         for stage in stages
         if stage in last_relu and torch.equal(inputs[stage].relu(), maps[stage])
     }
+
+
+def closing_relus_at(encoder: Any, size: Sequence[int]) -> dict[str, Closing]:
+    """:func:`closing_relus` of an encoder's network, found with noise of that height and width."""
+    generator = torch.Generator().manual_seed(0)
+    noise_BCHW = torch.randn(1, encoder.spec.in_chans, *size, generator=generator)
+    with looking(encoder):
+        return closing_relus(encoder.net, noise_BCHW.to(encoder.mean))
 
 
 def _norm_before(net: nn.Module, relu: str, channels: int) -> str | None:

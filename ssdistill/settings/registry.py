@@ -11,9 +11,8 @@ Packages of other people add kinds as well, see :mod:`ssdistill.settings.plugins
 import importlib
 import inspect
 import pkgutil
-import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -29,8 +28,10 @@ from typing import (
 
 from pydantic import Field, GetCoreSchemaHandler, create_model
 
-from ssdistill.errors import UserError, nearest, one_line, shortened
+from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings import Settings
+from ssdistill.settings.later import WithLater
+from ssdistill.settings.plugin_classes import check_class
 from ssdistill.settings.plugins import PLUGINS, Plugin, failures, package_of, plugins
 
 if TYPE_CHECKING:
@@ -44,10 +45,9 @@ if TYPE_CHECKING:
         teachers,
     )
 
+
 Member = TypeVar("Member")
 """Base class of one family."""
-KIND = r"[a-z][a-z0-9_]{0,63}"
-"""Form of the kinds of plug-ins."""
 
 
 class Registry(Generic[Member]):
@@ -89,32 +89,9 @@ class Registry(Generic[Member]):
         for plugin in plugins():
             for cls in plugin.classes():
                 if issubclass(cls, base) and "kind" in vars(cls):
-                    self._check(cls)
+                    check_class(cls, partial(self.schema_of, cls, ()))
                     self._add(cls, by_kind)
         return dict(sorted(by_kind.items()))
-
-    def _check(self, cls: Any) -> None:
-        """Refuse the class of a plug-in from which no settings can be made.
-
-        Raises:
-            UserError: a kind that is no name, or a keyword without a type.
-        """
-        whose = f"plug-in {package_of(cls)}: {cls.__qualname__}"
-        if not isinstance(cls.kind, str) or not re.fullmatch(KIND, cls.kind):
-            raise UserError(
-                f"{whose}: kind={cls.kind!r}: use lower-case letters, digits and _, such as my_kind"
-            )
-        try:
-            self.schema_of(cls, ())
-        except KeyError as error:
-            raise UserError(
-                f"{whose}: the argument {error.args[0]} has no type; annotate it"
-            ) from None
-        except Exception as error:  # of annotations and defaults of others
-            raise UserError(
-                f"{whose}: no settings can be made of its arguments ({one_line(error)}); correct "
-                "their types and defaults"
-            ) from error
 
     def _add(self, cls: Any, by_kind: dict[str, Any]) -> None:
         """Add the class of a plug-in.
@@ -177,7 +154,7 @@ class Registry(Generic[Member]):
                 fields[name] = (field.rebuild_annotation(), default)
         schema = create_model(
             f"{cls.__name__}Settings",
-            __base__=base,
+            __base__=(WithLater, base) if vars(cls).get("later_settings") else base,
             __doc__=inspect.getdoc(cls),
             **fields,
         )
@@ -191,6 +168,7 @@ class Registry(Generic[Member]):
             plugin = self.plugin_of(cls.kind)
             packages = tuple(module.__name__ for module in plugin.modules[:1]) if plugin else ()
         schema.__reduce__ = reduced
+        schema.later_settings = vars(cls).get("later_settings", ())
         return schema
 
     @property

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.losses import Loss, Shapes
+from ssdistill.models.final_patches import FINAL_PATCHES
 from ssdistill.models.representation import Outputs, Representation
 
 SIDES = {"act1": 16, "layer1": 8, "layer2": 4, "layer3": 2, "layer4": 2}
@@ -32,7 +33,7 @@ def make_shapes(student_dim: int = 12, teacher_dim: int = 16) -> Shapes:
 def _maps(dim: int, heads: int, tokens: int) -> dict[str, tuple[int, int, int]]:
     maps = {name: (dim // 2, side, side) for name, side in SIDES.items()}
     maps |= {f"before_relu:{name}": shape for name, shape in maps.items()}
-    return maps | {"attention:blocks.3": (heads, 1, tokens)}
+    return maps | {"attention:blocks.3": (heads, 1, tokens), FINAL_PATCHES: (dim, 2, 2)}
 
 
 def make_representation(

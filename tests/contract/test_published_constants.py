@@ -99,6 +99,11 @@ LOSS_ROWS = {
         ours={"read": "embedding", "maps": None, "head": "linear", "center_teacher": False,
               "weight": 1.0},
     ),
+    "cospress": Row(
+        "2411.15239", pairing="same", views=1,
+        paper={"compared": "full", "weight": 1.0, "temperatures":
+               (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1)},
+    ),
     "crd": Row(
         "1910.10699", pairing="same", views=1,
         paper={"dim": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
@@ -161,8 +166,8 @@ LOSS_ROWS = {
     ),
     "gram": Row(
         "2508.10104", pairing="same", views=1,
-        paper={"remove_negative": True},
-        ours={"maps": "last", "weight": 1.0},
+        paper={"remove_negative": True, "level": "image", "normalize": True},
+        ours={"maps": "last", "grid": "teacher", "weight": 1.0},
     ),
     "ickd": Row(
         "2202.03680", pairing="same", views=1,
@@ -196,7 +201,7 @@ LOSS_ROWS = {
     ),
     "koleo": Row(
         "1806.03198", pairing="same", views=1,
-        paper={"weight": 0.1},
+        paper={"neighbors": 1, "weight": 0.1},
     ),
     "lightly": Row(
         "2010.14713", pairing="same", views=1,
@@ -340,6 +345,12 @@ METHOD_ROWS = {
                "output_dim": 256, "depth": 3, "batch_norm": "none", "last_affine": True}},
         ours={"temperature_warmup": 0.1, "freeze_last": 0.01},
     ),
+    "lejepa": Row(
+        "2511.08544", views=("lejepa", "lejepa"), multicrop=True, together=True,
+        paper={"form": "authors", "sigreg_weight": None, "directions": None,
+               "projector": {"hidden_dim": 2048, "output_dim": 16, "depth": 3,
+               "batch_norm": "hidden", "last_affine": True}},
+    ),
     "mae": Row(
         "2111.06377", views=("weak",),
         paper={"mask_ratio": 0.75, "decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16},
@@ -424,6 +435,14 @@ RECIPE_ROWS = {
         {"scale": (0.08, 1.0), **_BYOL, "blur": 0.1, "solarize": 0.2},
     ),
     "multicrop_small": ("2104.14294", {"scale": (0.05, 0.4), **_BYOL, "blur": 0.5}),
+    "lejepa": (
+        "2511.08544, README of the authors",
+        {"scale": (0.3, 1.0), **_BYOL, "blur": 0.5, "solarize": 0.2},
+    ),
+    "lejepa_small": (
+        "2511.08544, README of the authors",
+        {"scale": (0.05, 0.3), **_BYOL, "blur": 0.5, "solarize": 0.2},
+    ),
     "digits": (
         "ours",
         {"scale": (0.5, 1.0), "flip": 0.0, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4},

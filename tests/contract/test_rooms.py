@@ -21,8 +21,8 @@ LABELS = re.compile(r"labels|_load_labels|labels?_(of|[A-Z]+)")
 HAND_ON = {
     *("array_names.py", "array_rows.py", "array_split.py", "file_split.py", "frames.py"),
     *("image_set.py", "list_layout.py", "list_split.py", "opening.py", "record_split.py"),
-    *("python_data.py", "shards/labels.py", "shards/split.py", "table_split.py"),
-    *("sources/hdf5.py", "sources/npz.py", "sources/torchvision_sets.py"),
+    *("named_images.py", "python_data.py", "shards/labels.py", "shards/split.py"),
+    *("table_split.py", "sources/hdf5.py", "sources/npz.py", "sources/torchvision_sets.py"),
 }
 """Files of `data` that reach labels: sources and splits that hand them on, and the bytes that the
 packer copies. What makes views and batches of images is not among them."""

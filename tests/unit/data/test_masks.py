@@ -9,13 +9,13 @@ from scipy.ndimage import label
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.block_masks import block_masks
-from ssdistill.data.masking import mask_shares, random_masks
+from ssdistill.data.masking import mask_fractions, random_masks
 from ssdistill.data.multi_block_masks import MultiBlock
 from ssdistill.errors import UserError
 
 BLOCKS = [
     # Grid, target, smallest and largest rectangle, completed: mean and standard deviation of the
-    # masked patches, share of edges and of the four in the center that are masked, neighboring
+    # masked patches, fraction of edges and of the four in the center that are masked, neighboring
     # pairs per masked patch, connected parts. 4000 draws (14 x 14) or 2000 of
     # facebookresearch/dinov2@b8931f7b, facebookresearch/dinov3@6876159a, bytedance/ibot@da316d82.
     ((14, 14), 19, 4, 98, False, 18.899, 0.304, 0.0454, 0.1448, 1.2499, 2.452),
@@ -70,12 +70,12 @@ def test_blocks_are_distributed_as_the_authors_generators_draw_them(row):
     error = 4 * std * np.sqrt(2 / 2000)
     assert abs(count_B.mean() - mean) <= error and abs(count_B.std() - std) <= 0.1 * std
     assert count_B.max() <= target
-    share_HW = masked_BHW.mean(0)
+    fraction_HW = masked_BHW.mean(0)
     at_edge = np.ones(grid, bool)
     at_edge[1:-1, 1:-1] = False
     middle = tuple(slice(side // 2 - 1, side // 2 + 1) for side in grid)
-    assert abs(share_HW[at_edge].mean() - edge) < 0.006
-    assert abs(share_HW[middle].mean() - center) < 0.03
+    assert abs(fraction_HW[at_edge].mean() - edge) < 0.006
+    assert abs(fraction_HW[middle].mean() - center) < 0.03
     beside = (masked_BHW[:, 1:] & masked_BHW[:, :-1]).sum()
     beside += (masked_BHW[:, :, 1:] & masked_BHW[:, :, :-1]).sum()
     assert abs(beside / count_B.sum() - pairs) < 0.012
@@ -119,15 +119,15 @@ def test_grids_without_blocks_are_refused(grid, words):
             block_masks(images(2), 0, torch.ones(2), grid)
 
 
-def test_shares_are_one_in_each_interval_of_half_of_the_views():
-    share_BV = mask_shares(images(16), 2, 0.5, (0.1, 0.5))
-    given = share_BV[share_BV > 0].sort().values
+def test_fractions_are_one_in_each_interval_of_half_of_the_views():
+    fraction_BV = mask_fractions(images(16), 2, 0.5, (0.1, 0.5))
+    given = fraction_BV[fraction_BV > 0].sort().values
     bounds = torch.linspace(0.1, 0.5, 17, dtype=torch.float64)
     assert len(given) == 16
     assert ((given >= bounds[:-1]) & (given < bounds[1:])).all()
-    exact = mask_shares(images(16), 2, 0.5, (0.1, 0.5), exact=True)
+    exact = mask_fractions(images(16), 2, 0.5, (0.1, 0.5), exact=True)
     assert torch.allclose(exact[exact > 0].sort().values, bounds[1:])
-    assert not mask_shares(images(16), 2, 0.0, (0.1, 0.5)).any()
+    assert not mask_fractions(images(16), 2, 0.0, (0.1, 0.5)).any()
 
 
 def test_random_masks_have_their_number_and_every_view_its_own():
@@ -144,7 +144,7 @@ DRAWS = {
         batch, 1, batch.index_B % 20 + 4.0, (8, 8), complete=True
     ),
     "random": lambda batch: random_masks(batch, 1, batch.index_B % 20, 64),
-    "shares": lambda batch: mask_shares(batch, 2, 0.5, (0.1, 0.5)),
+    "fractions": lambda batch: mask_fractions(batch, 2, 0.5, (0.1, 0.5)),
     "context": lambda batch: MultiBlock(smallest=4).draw(batch, (8, 8))[0],
     "targets": lambda batch: MultiBlock(smallest=4).draw(batch, (8, 8))[1].transpose(0, 1),
 }

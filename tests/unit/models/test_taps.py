@@ -8,6 +8,7 @@ from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.models.final_patches import FINAL_PATCHES
 
 RESNET = {"layers": (1, 1, 1, 0), "channels": (16, 32, 64, 64)}
 RESNET |= {"stem_type": "deep", "stem_width": 8}
@@ -146,16 +147,16 @@ def test_attention_is_what_the_class_token_attends_to(args):
 def test_every_block_of_a_transformer_with_a_class_token_is_listed():
     names = vit().tap_names
     blocks = [f"blocks.{i}" for i in range(3)]
-    assert names == blocks + [f"attention:{block}" for block in blocks]
+    assert names == [*blocks, *(f"attention:{block}" for block in blocks), FINAL_PATCHES]
     without = vit(class_token=False, global_pool="avg")
-    assert without.tap_names == blocks
+    assert without.tap_names == [*blocks, FINAL_PATCHES]
 
 
 def test_attention_with_a_bias_of_its_own_is_not_listed():
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
     encoder = build_small("vit_relpos_small_patch16_224", args)
-    assert encoder.tap_names == ["blocks.0", "blocks.1"]
-    assert vit(attn_layer="diff").tap_names == ["blocks.0", "blocks.1", "blocks.2"]
+    assert encoder.tap_names == ["blocks.0", "blocks.1", FINAL_PATCHES]
+    assert vit(attn_layer="diff").tap_names == ["blocks.0", "blocks.1", "blocks.2", FINAL_PATCHES]
 
 
 def test_the_attention_sends_a_gradient_to_queries_and_keys_only():
@@ -261,17 +262,46 @@ def test_an_unknown_special_tap_names_the_nearest():
         resnet().set_taps(("layer1", "attention:layer1"))
 
 
-def test_a_network_that_lists_no_stages_has_no_taps():
+def test_a_network_that_lists_no_stages_has_its_last_map_alone():
     encoder = resnet()
     encoder.net.feature_info = None
-    assert encoder.tap_names == []
+    assert encoder.tap_names == [FINAL_PATCHES]
     assert encoder(images()).maps == {}
-    with pytest.raises(UserError, match="resnet10t has no feature map 'layer1'; available: none"):
+    with pytest.raises(UserError, match="no feature map 'layer1'; available: final:patches"):
         encoder.set_taps(("layer1",))
 
 
-def test_a_network_without_access_to_its_stages_has_no_taps(monkeypatch):
+def test_a_network_without_access_to_its_stages_has_its_last_map_alone(monkeypatch):
     encoder = resnet()
     monkeypatch.delattr(timm.models.ResNet, "forward_intermediates")
-    assert encoder.tap_names == []
+    assert encoder.tap_names == [FINAL_PATCHES]
     assert encoder.map_shapes() == {}
+
+
+ONE_BLOCK = {"embed_dim": 32, "num_heads": 2, "depth": 1, "img_size": 32, "patch_size": 8}
+SWIN = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4, "img_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("resnet10t", {"layers": (1, 1, 0, 0), "channels": (32, 32, 32, 32)}),
+        ("vit_tiny_patch16_224", ONE_BLOCK),
+        ("vit_small_patch16_dinov3", ONE_BLOCK),
+        ("vit_small_patch14_reg4_dinov2", ONE_BLOCK),
+        ("swin_tiny_patch4_window7_224", SWIN),
+    ],
+)
+def test_the_patches_that_are_pooled_are_one_map_for_every_network(name, args):
+    encoder = build_small(name, args)
+    encoder.set_taps((FINAL_PATCHES,))
+    x_BCHW = torch.rand(2, 3, 32, 32)
+    found = encoder(x_BCHW)
+    patches_BDHW = found.maps[FINAL_PATCHES]
+    side = 16 if "resnet" in name else 4
+    assert patches_BDHW.shape == (2, 32, side, side)
+    if prefix := getattr(encoder.net, "num_prefix_tokens", 0):
+        tokens_BND = encoder.features(x_BCHW)
+        assert torch.allclose(patches_BDHW.flatten(2).mT, tokens_BND[:, prefix:], atol=1e-5)
+    else:  # the embedding is their mean
+        assert torch.allclose(patches_BDHW.mean((2, 3)), found.embedding_BD, atol=1e-5)
