@@ -77,6 +77,8 @@ PLUGINS: dict[str, Plugin] = {}
 """Every package that has been imported, by its name."""
 FAILED: dict[str, str] = {}
 """Installed packages that cannot be imported, with the reason."""
+INSTALLED: set[str] = set()
+"""Packages that nobody has named: what of them cannot be used is ignored, with the reason."""
 _imported: set[str] = set()
 """Groups of entry points that were looked through. Noted before their packages are imported, which
 may look up kinds themselves."""
@@ -96,7 +98,7 @@ def plugins() -> list[Plugin]:
         entries = importlib.metadata.entry_points(group=GROUP)
         for entry in sorted(entries, key=lambda entry: entry.name):
             try:
-                _import(entry.value.partition(":")[0])
+                INSTALLED.add(_import(entry.value.partition(":")[0]).package)
             except UserError as error:
                 FAILED[entry.name] = str(error).partition(": ")[2]
         for name in _named():

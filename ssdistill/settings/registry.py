@@ -12,7 +12,7 @@ import importlib
 import inspect
 import pkgutil
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -31,7 +31,7 @@ from pydantic import Field, GetCoreSchemaHandler, create_model
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings import Settings
 from ssdistill.settings.later import WithLater
-from ssdistill.settings.plugin_classes import check_class
+from ssdistill.settings.plugin_classes import add_classes
 from ssdistill.settings.plugins import PLUGINS, Plugin, failures, package_of, plugins
 
 if TYPE_CHECKING:
@@ -86,25 +86,8 @@ class Registry(Generic[Member]):
                 is_member = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
                 if is_member and by_kind.setdefault(kind := vars(cls)["kind"], cls) is not cls:
                     raise TypeError(f"two {self.noun} classes have the kind '{kind}'")
-        for plugin in plugins():
-            for cls in plugin.classes():
-                if issubclass(cls, base) and "kind" in vars(cls):
-                    check_class(cls, partial(self.schema_of, cls, ()))
-                    self._add(cls, by_kind)
+        add_classes(by_kind, base, self.noun, lambda cls: self.schema_of(cls, ()))
         return dict(sorted(by_kind.items()))
-
-    def _add(self, cls: Any, by_kind: dict[str, Any]) -> None:
-        """Add the class of a plug-in.
-
-        Raises:
-            UserError: its kind is another class's.
-        """
-        known = by_kind.setdefault(cls.kind, cls)
-        if known is not cls:
-            raise UserError(
-                f"plug-in {package_of(cls)}: the kind '{cls.kind}' of {cls.__qualname__} is that "
-                f"of a {self.noun} of {package_of(known)}; choose another kind"
-            )
 
     def plugin_of(self, kind: object) -> Plugin | None:
         """Return the plug-in that has added a kind; None for those of this package."""

@@ -18,6 +18,7 @@ from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.experiment.reading import load_experiment
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.losses import Loss
+from ssdistill.settings import plugin_classes
 from ssdistill.settings import plugins as module
 from ssdistill.settings.registry import LOSSES, PROTOCOLS
 
@@ -288,3 +289,14 @@ def test_a_package_that_exits_is_named(package):
     package("plugged_exits", "plugged_exits_loss", main="import sys; sys.exit('needs a licence')")
     with pytest.raises(UserError, match=r"cannot be imported .SystemExit: needs a licence"):
         ssdistill.add_plugin("plugged_exits")
+
+
+def test_an_installed_package_with_a_kind_that_is_taken_is_ignored(package, monkeypatch):
+    package("plugged_clash", "simreg", more=LOSS.replace("KIND", "plugged_clash_loss"))
+    monkeypatch.setattr(plugin_classes, "INSTALLED", {"plugged_clash"})
+    monkeypatch.setattr(plugin_classes, "FAILED", failed := {})
+    module._import("plugged_clash")
+    LOSSES.forget()
+    assert LOSSES["simreg"].__module__ == "ssdistill.losses.simreg"
+    assert "that of a loss of ssdistill" in failed["plugged_clash"]
+    assert "plugged_clash_loss" in LOSSES.classes
