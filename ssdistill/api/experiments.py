@@ -1,5 +1,6 @@
 """Train, distill and compress from a program, each as one experiment."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -8,8 +9,16 @@ from typing import Any
 from torch import nn
 
 from ssdistill.api.data import use_data
-from ssdistill.api.networks import check_is_known, encoder, is_made_anew, stored_encoder
+from ssdistill.api.networks import (
+    check_has_all_layers,
+    check_is_known,
+    encoder,
+    is_made_anew,
+    stored_encoder,
+)
 from ssdistill.api.results import Result
+from ssdistill.artifacts.artifact import load_encoder
+from ssdistill.artifacts.files import find_artifact
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.schema import Experiment
 from ssdistill.files import user_path
@@ -17,8 +26,8 @@ from ssdistill.models.backbones import Encoder
 from ssdistill.models.wrapped import Wrapped
 from ssdistill.settings.problems import validated
 
-Network = nn.Module | str | Path | Mapping[str, Any]
-"""A module, an :class:`Encoder`, a name, a path, or a section of a config."""
+Network = nn.Module | str | Path | Mapping[str, Any] | Result
+"""A module, an :class:`Encoder`, a name, a path, a section of a config, or what a run returned."""
 TIMM = "timm:"
 ALONE: dict[str, dict[str, Any]] = {"prune": {"macs": 0.5}}
 """Settings of steps that are named alone and have no goal of their own."""
@@ -153,9 +162,14 @@ def encoder_section(network: Network, root: str | Path) -> dict[str, Any]:
     """What a config says of a network that is trained."""
     if isinstance(network, Mapping):
         return dict(network)
+    network = _model_of(network)
     if not isinstance(network, nn.Module):
-        return {"name": _text(network)}
+        text = _text(network)
+        if not os.path.isdir(user_path(text)):
+            return {"name": text}
+        network = load_encoder(find_artifact(text))
     made = _as_encoder(network)
+    check_has_all_layers(made)
     if is_made_anew(made):
         section: dict[str, Any] = {"name": made.spec.name}
     else:
@@ -178,6 +192,7 @@ def teacher_section(network: Network, root: str | Path) -> dict[str, Any]:
     """
     if isinstance(network, Mapping):
         return dict(network)
+    network = _model_of(network)
     if isinstance(network, nn.Module):
         return {"kind": "run", "path": str(stored_encoder(_as_encoder(network), root))}
     text = _text(network)
@@ -189,6 +204,11 @@ def teacher_section(network: Network, root: str | Path) -> dict[str, Any]:
             f"{{'kind': 'checkpoint', 'path': …, 'encoder': {{'name': …}}}}"
         )
     return {"kind": "run", "path": text}
+
+
+def _model_of(network: Any) -> Any:
+    """The model of what a run has returned; anything else as it is."""
+    return network.model if isinstance(network, Result) else network
 
 
 def _text(network: Any) -> str:
@@ -249,4 +269,6 @@ def _run(
         raise UserError(f"name={shortened(repr(tree['name']))}: expected text")
     tree = merge(tree, dict(config or {}), [])
     report = run(validated(Experiment, tree, ""), root)
-    return Result(report, tree, main or list(report.models)[-1])
+    # The models begin with what they are made of; report.models ends with the one to prefer.
+    made = [record["model"] for record in report.records if record["model"] in report.models]
+    return Result(report, tree, main or made[-1])

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from ssdistill.settings.plugins import PROGRAM
 
 WEIGHTS = "weights"
 """Folder in the runs folder of the weights of modules that programs train or compress."""
+MADE: "WeakKeyDictionary[Encoder, tuple[str, str]]" = WeakKeyDictionary()
+"""What a network and its weights were when :func:`encoder` made it."""
 DEFAULT_SIZE = 224
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
@@ -130,7 +133,7 @@ def encoder(
     )
     with added_for_a_trial(entry):
         made = encoder_from_spec(spec)
-    made.made_of = sha256
+    MADE[made] = sha256, encoder_sha256(made)
     return made
 
 
@@ -146,7 +149,7 @@ def _maker(module: Any) -> Callable[..., nn.Module]:
             f"ssdistill.encoder: expected a module, or a function that returns one, got "
             f"{shortened(repr(module))}"
         )
-    return maker
+    return cast("Callable[..., nn.Module]", maker)
 
 
 def _check_names(name: Any, taps: Any, embedding: Any) -> None:
@@ -190,25 +193,43 @@ def _of_other_inputs(
 
 
 def check_is_known(network: Encoder) -> None:
-    """Refuse a network whose name another one has got since.
+    """Refuse a network whose name another one has got since, or whose layers have been removed.
 
     Raises:
-        UserError: there is one.
+        UserError: there is one, or they have.
     """
-    made_of, now = getattr(network, "made_of", None), find_network(network.spec.name)
-    if made_of is not None and now is not None and now.sha256 != made_of:
+    made_of, now = MADE.get(network, ("", ""))[0], find_network(network.spec.name)
+    if made_of and now is not None and now.sha256 != made_of:
         raise UserError(
             f"there are two networks with name='{network.spec.name}', and this is the older one; "
             "pass another name to ssdistill.encoder"
         )
 
 
+def check_has_all_layers(network: Encoder) -> None:
+    """Refuse to train a network that has been compressed.
+
+    Raises:
+        UserError: its weights are of other shapes than those of the network of its name.
+    """
+    found, whole = (
+        {name: tensor.shape for name, tensor in net.state_dict().items()}
+        for net in (network.net, network.fresh_net())
+    )
+    if found != whole:
+        raise UserError(
+            f"'{network.spec.name}' has been compressed, and training begins with all of its "
+            "layers; pass the model that it was made of, or the step 'recover' to compress"
+        )
+
+
 def is_made_anew(network: Encoder) -> bool:
-    """Whether an encoder is of a function or class, called for every seed, not of a module."""
+    """Whether an encoder is of a function or class, called for every seed, and untrained."""
     entry = find_network(network.spec.name)
-    if entry is None:
+    if entry is None or network not in MADE:
         return False
-    return not (isinstance(entry.build, partial) and entry.build.func is copy.deepcopy)
+    copied = isinstance(entry.build, partial) and entry.build.func is copy.deepcopy
+    return not copied and MADE[network][1] == encoder_sha256(network)
 
 
 def stored_encoder(network: Encoder, root: str | Path) -> Path:

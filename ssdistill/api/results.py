@@ -38,7 +38,12 @@ class Result:
 
     @property
     def config(self) -> str:
-        """The experiment as YAML: ``ssdistill run`` does the same with it."""
+        """The experiment as YAML.
+
+        ``ssdistill run`` does the same with it where its networks and images are found by name or
+        path; those that a program holds have to be named there again (``ssdistill.encoder``,
+        ``ssdistill.use_data``), such as in a file that ``--import`` names.
+        """
         return yaml.safe_dump(self.tree, sort_keys=False, allow_unicode=True)
 
     @property
@@ -102,7 +107,13 @@ class Result:
         console = Console(width=100, record=False)
         with console.capture() as said:
             console.print(self.report.tables[0].to_rich())
-        return f"{said.get()}\n{self.main} model: {self.folder}"
+        advice = "".join(f"\n{notice}" for notice in self._advice)
+        return f"{said.get()}\n{self.main} model: {self.folder}{advice}"
+
+    @property
+    def _advice(self) -> list[str]:
+        """What the report says of models that are no better than what they were made of."""
+        return [notice for notice in self.report.notices if ": prefer " in notice]
 
     def _repr_html_(self) -> str:
         table = self.report.tables[0]
@@ -113,7 +124,7 @@ class Result:
         )
         return (
             f'{STYLE}<div class="ssdistill"><table><tr>{head}</tr>{rows}</table>'
-            f"<p>{escape(table.caption)}</p>{self._curves()}</div>"
+            f"<p>{escape(' '.join([table.caption, *self._advice]))}</p>{self._curves()}</div>"
         )
 
     def _curves(self) -> str:

@@ -1,9 +1,12 @@
 """Images of a program by a name, under which configs find them."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ssdistill.data.python_data import ProgramImages, is_path
 from ssdistill.errors import UserError, shortened
@@ -34,9 +37,30 @@ def object_settings(data: Any, test: Any = None, name: str | None = None) -> dic
         data, test = data
     train = _program_images(data, "data")
     held = None if test is None else _program_images(test, "test")
-    name = name or f"images-{_key(train)}"
+    name = name or _free_name(f"images-{_key(train)}", train, held)
     name_images(name, train, held)
     return {"kind": "object", "name": name}
+
+
+def _free_name(name: str, train: ProgramImages, test: ProgramImages | None) -> str:
+    """The name, or the next one, that no images with other labels have."""
+    for number in itertools.count(2):
+        known = OBJECTS.get(name)
+        if known is None or (_same(known[0], train) and _same(known[1], test)):
+            return name
+        name = f"{name.split('.')[0]}.{number}"
+    raise AssertionError("never reached")
+
+
+def _same(known: ProgramImages | None, images: ProgramImages | None) -> bool:
+    """Whether two sets of equal pixels have equal labels."""
+    if known is None or images is None:
+        return known is images
+    if known.labels is None or images.labels is None:
+        if known.labels is not images.labels:
+            return False
+        return known.images is images.images or not (known.has_labels or images.has_labels)
+    return len(known) == len(images) and np.array_equal(known.labels, images.labels)
 
 
 def is_dataset(data: Any) -> bool:
@@ -73,9 +97,9 @@ def _check_labels(images: ProgramImages) -> None:
     """Refuse what cannot be labels; their values are not read."""
     labels, count = images.labels, len(images)
     shape = getattr(labels, "shape", None)
-    if shape is None and not hasattr(labels, "__len__"):
-        shape = ()
-    sizes = tuple(shape) if shape is not None else (len(labels),)
+    if shape is None:
+        shape = (len(labels),) if hasattr(labels, "__len__") else ()
+    sizes: tuple[int, ...] = tuple(shape)
     if len(sizes) not in (1, 2) or sizes[0] != count:
         raise UserError(
             f"{images.name}: the second of (images, labels) must have one label for each of the "

@@ -91,7 +91,8 @@ class ProgramImages:
         """Shorter side of the first image, in pixels."""
         if self.is_array:
             array = self._array
-            return min(arrangement(array.shape, array.dtype, "auto", self.name).sides)
+            found = arrangement(array.shape, array.dtype, "auto", self.name, any_bands=True)
+            return min(found.sides)
         if is_path(self.first):
             try:
                 return min(read_pixels(Path(self.first), lambda *_: None).shape[:2])

@@ -7,15 +7,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ssdistill.data.labels import class_labels
 from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.evaluate.labels import check_pair
 from ssdistill.evaluate.opening.arguments import check_image_size, check_statistics
 from ssdistill.evaluate.opening.encoders import open_encoder, own_size
 from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
-from ssdistill.evaluate.subject import Subject
+from ssdistill.evaluate.subject import Embeddings, LabeledImages, Subject
 from ssdistill.label_free.features import Precision
 from ssdistill.settings import Size
 from ssdistill.settings.registry import PROTOCOLS
@@ -42,7 +45,8 @@ def open_subject(
     Protocols that are given one subject share its features, which are extracted once.
 
     Args:
-        encoder: what :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; or a subject.
+        encoder: what :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; a subject; or
+            None if ``data`` are two pairs of embeddings (N, D) and labels.
         data: what :func:`ssdistill.evaluate.opening.images.open_images` takes; omitted where
             ``encoder`` is a subject.
         name: what it is called in messages.
@@ -63,6 +67,8 @@ def open_subject(
         if data is not None:
             raise UserError("a subject has its own images: omit data")
         return encoder
+    if encoder is None:
+        return _of_embeddings(data, name or "embeddings", as_device(device), progress)
     if data is None:
         raise UserError("data: required; pass a kind, a path, settings, arrays or a dataset")
     image_size = check_image_size(image_size)
@@ -83,6 +89,25 @@ def open_subject(
         precision=precision,
         progress=progress,
     )
+
+
+def _of_embeddings(data: Any, name: str, device: torch.device | None, progress: bool) -> Subject:
+    """A subject of embeddings, which are images of one pixel with as many channels."""
+    pairs = [*data] if isinstance(data, list | tuple) else []
+    sets = []
+    for pair, split in zip(pairs, ("training", "test"), strict=False):
+        z_ND = np.asarray(pair[0]) if isinstance(pair, list | tuple) and len(pair) == 2 else None
+        if z_ND is None or z_ND.ndim != 2 or z_ND.dtype.kind != "f":
+            break
+        labels = class_labels(pair[1], f"data: {split} labels", len(z_ND))
+        sets.append(LabeledImages(z_ND.astype(np.float32)[:, None, None], labels))
+    if len(sets) != 2 or len(pairs) != 2 or sets[0].images.shape[3] != sets[1].images.shape[3]:
+        raise UserError(
+            "data: without an encoder, pass embeddings (N, D) of one width, and labels, as "
+            "((z_train, y_train), (z_test, y_test))"
+        )
+    check_pair(sets[0].labels, sets[1].labels)
+    return Embeddings(sets[0], sets[1], name=name, device=device, progress=progress)
 
 
 def as_device(name: str | torch.device | None) -> torch.device | None:

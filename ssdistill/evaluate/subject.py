@@ -222,3 +222,21 @@ class Subject:
                 "pass the PyTorch model it was made from"
             )
         return self.encoder
+
+
+class Embeddings(Subject):
+    """A subject without an encoder, whose features are known.
+
+    Args:
+        train, test: embeddings (N, 1, 1, D) in place of images, and labels.
+        settings: of the subject.
+    """
+
+    def __init__(self, train: LabeledImages, test: LabeledImages, **settings: Any):
+        super().__init__(_flat, train, test, **settings)
+        for name, split in self.splits.items():
+            self._features[name] = torch.from_numpy(split.images).flatten(1)
+
+
+def _flat(x_BD11: Tensor) -> Representation:
+    return Representation(x_BD11.flatten(1))

@@ -106,7 +106,8 @@ class CosPress(MapLoss):
                     f"patches of the {side} ({getattr(shapes, f'{side}_name')}) have {shape[0]} "
                     f"channels and its embedding {width}; use a network without layers between"
                 )
-        self.compared, self.temperatures = compared, temperatures
+        self.compared: Compared = compared
+        self.temperatures = temperatures
         self.head = nn.Sequential(
             nn.LayerNorm(shapes.teacher_dim), nn.Linear(shapes.teacher_dim, shapes.student_dim)
         )
@@ -132,13 +133,16 @@ class CosPress(MapLoss):
         # Over T = 0.01, the rounding of bf16 would be a logit.
         with torch.autocast(s_BNC.device.type, enabled=False):
             s_BNC, t_BND, h_BNC = s_BNC.float(), t_BND.float(), h_BNC.float()
-            within = self.temperatures, self.compared
             t_1BD, h_1BC = (gather_with_gradient(x[:, 0])[None] for x in (t_BND, h_BNC))
             target_BNC = h_BNC.detach()
             flat = (x.flatten(1) for x in (s_BNC, target_BNC))
             return {
-                "local": neighbor_divergence(t_BND, h_BNC, *within).mean(),
-                "global": neighbor_divergence(t_1BD, h_1BC, *within).mean(),
+                "local": self.divergence(t_BND, h_BNC).mean(),
+                "global": self.divergence(t_1BD, h_1BC).mean(),
                 "fea": (1 - F.cosine_similarity(*flat, dim=1)).mean(),
                 "token": (1 - F.cosine_similarity(s_BNC[:, 0], target_BNC[:, 0], dim=1)).mean(),
             }
+
+    def divergence(self, t_BND: Tensor, h_BNC: Tensor) -> Tensor:
+        """:func:`neighbor_divergence` with the settings of the loss, (B,)."""
+        return neighbor_divergence(t_BND, h_BNC, self.temperatures, self.compared)

@@ -78,7 +78,8 @@ class Gram(MapRelation):
         grid: Literal["teacher", "student"] = "teacher",
     ):
         super().__init__(shapes, maps)
-        self.remove_negative, self.normalize = remove_negative, normalize
+        self.remove_negative: RemoveNegative = remove_negative
+        self.normalize = normalize
         self.level, self.grid = level, grid
         self.accumulates = level == "image"
         for pair in self.map_pairs:

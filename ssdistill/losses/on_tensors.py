@@ -76,7 +76,13 @@ class TensorLoss(nn.Module):
             dict(student_maps or {}),
             dict(teacher_maps or {}),
         )
-        self.loss: Loss = LOSSES.build(chosen, shapes)
+        try:
+            self.loss: Loss = LOSSES.build(chosen, shapes)
+        except UserError as error:
+            raise UserError(
+                f"{error}; arguments for it: num_samples=…, student_maps={{name: (C, H, W)}}, "
+                "teacher_maps={…}"
+            ) from None
         if self.loss.extra_student or self.loss.extra_teacher or self.loss.momentum is not None:
             raise UserError(
                 f"{kind}: it needs further views or a moving average of the student, which only "
@@ -142,6 +148,12 @@ class TensorLoss(nn.Module):
                 raise UserError(
                     f"{self.loss.kind}: the {side}'s embedding must be (B, {width}), as it was "
                     f"made with {side}_dim={width}, got {shape}"
+                )
+            taps = self.loss.student_taps if side == "student" else self.loss.teacher_taps
+            if missing := [tap for tap in taps if tap not in view.maps]:
+                raise UserError(
+                    f"{self.loss.kind}: the {side}'s map '{missing[0]}' is missing; pass a "
+                    f"mapping such as {{'embedding': …, '{missing[0]}': …}}"
                 )
         # Heads are in float32, whatever the networks return.
         return [view.float() for view in views]

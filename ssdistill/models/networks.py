@@ -182,7 +182,7 @@ def create_own_net(spec: EncoderSpec) -> OwnNet:
     args = dict(spec.args)
     if CHANNELS in inspect.signature(entry.build).parameters:
         args[CHANNELS] = spec.in_chans
-    elif spec.in_chans != RGB:
+    elif spec.in_chans != RGB and entry.package != PROGRAM:  # of which a trial tells
         raise UserError(
             f"'{spec.name}' has no argument {CHANNELS}, so it takes images of three channels, not "
             f"{spec.in_chans}; give it one, or set data.channels"

@@ -5,7 +5,6 @@ Results are kept by it: two networks with one identity share finished stages.
 
 import hashlib
 import inspect
-import site
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,8 @@ from ssdistill.errors import UserError
 PLAIN = bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device
 OF_MODULES = {"_parameters", "_buffers", "_modules", "training", "_non_persistent_buffers_set"}
 """Attributes of every ``nn.Module`` that are weights, or no part of what it computes."""
+INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of packages; those of one environment may be used from another."""
 LIBRARY = "ssdistill"
 """Known by its versions, wherever it is installed."""
 
@@ -181,13 +182,10 @@ def _is_plain(value: Any) -> bool:
 
 
 @cache
-def _installed() -> tuple[str, ...]:
-    folders = [
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-        str(Path(types.__file__).parent),
-    ]
-    return tuple(str(Path(folder).resolve()) for folder in folders)
+def _is_installed(file: str) -> bool:
+    """Whether a file is of an installed package, of any environment, or compiled."""
+    path = Path(file).resolve()
+    return bool(INSTALLED.intersection(path.parts)) or path.suffix != ".py"
 
 
 def _is_of_program(member: Any) -> bool:
@@ -197,7 +195,7 @@ def _is_of_program(member: Any) -> bool:
         return top == "__main__"
     module = sys.modules.get(member.__module__ or "")
     file = getattr(module, "__file__", None)
-    return file is None or not str(Path(file).resolve()).startswith(_installed())
+    return file is None or not _is_installed(file)
 
 
 def source_of(member: Any) -> str:

@@ -151,7 +151,8 @@ class Registry(Generic[Member]):
             plugin = self.plugin_of(cls.kind)
             packages = tuple(module.__name__ for module in plugin.modules[:1]) if plugin else ()
         schema.__reduce__ = reduced
-        schema.later_settings = vars(cls).get("later_settings", ())
+        if issubclass(schema, WithLater):
+            schema.later_settings = vars(cls)["later_settings"]
         return schema
 
     @property

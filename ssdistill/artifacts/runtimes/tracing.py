@@ -68,8 +68,11 @@ def trace(
             except DynamoUserError:
                 # From its fused kernel of masked attention torch 2.11 concludes that a batch is
                 # not 1.
-                with sdpa_kernel(SDPBackend.MATH):
+                with contextlib.suppress(DynamoUserError), sdpa_kernel(SDPBackend.MATH):
                     return _traced(graph, model, most)
+        # PyTorch's own attention modules are traced for any batch only in the ordinary way.
+        with quiet(), torch.no_grad():
+            return _traced(graph, model, most)
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         raise explain(error, model, runtime) from error
 

@@ -90,6 +90,12 @@ class TensorEncoder(nn.Module):
         return as_representation(self.net(x_BCHW), type(self.net).__name__)
 
 
+def model_of(what: Any) -> Any:
+    """The model of what a run of a program has returned; anything else as it is."""
+    # Its class is on the floor above.
+    return what.model if hasattr(what, "model") and hasattr(what, "report") else what
+
+
 def open_encoder(
     what: Any,
     image_spec: ImageSpec | None = None,
@@ -117,6 +123,7 @@ def open_encoder(
         UserError: nothing to open there, something that is no encoder, or one for images of
             other channels.
     """
+    what = model_of(what)
     opened = _opened(what, image_spec, check_image_size(image_size), mean, std, trust)
     takes = channels_of(opened.encoder)
     if image_spec is not None and takes not in (None, len(image_spec.mean)):
@@ -166,6 +173,7 @@ def own_size(what: Any) -> Size | None:
     Raises:
         UserError: nothing to open there.
     """
+    what = model_of(what)
     if not isinstance(what, str | Path):
         return getattr(getattr(what, "spec", None), "image_size", None)
     text = str(what)

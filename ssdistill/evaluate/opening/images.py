@@ -169,7 +169,7 @@ def _are_two_arrays(data: Any) -> bool:
         return False
     return all(
         isinstance(pair, list | tuple)
-        and len(pair) in (1, 2)
+        and 1 <= len(pair) <= 2
         and not isinstance(pair[0], str | os.PathLike)
         and not is_dataset(pair[0])
         and not _of_paths(pair[0])
@@ -178,8 +178,8 @@ def _are_two_arrays(data: Any) -> bool:
 
 
 def _of_paths(images: Any) -> bool:
-    listed = isinstance(images, list | tuple) and len(images) > 0
-    return listed and isinstance(images[0], str | os.PathLike)
+    first = next(iter(images), None) if isinstance(images, list | tuple) else None
+    return isinstance(first, str | os.PathLike)
 
 
 def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
@@ -256,6 +256,10 @@ def as_pixels(images: Any, name: str) -> np.ndarray:
         raise UserError(
             f"data: {name} images are no array ({one_line(error)}); pass one of uint8"
         ) from None
+    if array.ndim == 4 and array.shape[1] in (1, RGB) and array.shape[3] not in (1, RGB, 4):
+        array = array.transpose(0, 2, 3, 1)  # as tensors have them
+    if array.dtype in (np.float16, np.float64):
+        array = array.astype(np.float32)
     remedy = _conversion(array)
     if remedy:
         raise UserError(

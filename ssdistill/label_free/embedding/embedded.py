@@ -1,6 +1,6 @@
 """What was written: a file of embeddings, and what its rows are of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ class Embedded:
     dtype: np.dtype
     names_path: Path | None
     neighbors_path: Path | None
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = field(repr=False)
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
 

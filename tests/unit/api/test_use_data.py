@@ -58,6 +58,22 @@ def test_a_name_follows_from_the_content():
     assert use_data(IMAGES_NHWC, name="photos")["name"] == "photos"
 
 
+def test_equal_images_with_other_labels_have_another_name():
+    names = [
+        use_data((IMAGES_NHWC, labels))["name"]
+        for labels in (np.arange(6), np.arange(6) % 2, np.arange(6), list(range(6)))
+    ]
+    assert names[0] == names[2] == names[3] != names[1]
+    assert use_data(IMAGES_NHWC)["name"] not in names
+    assert OBJECTS[names[0]][0].labels[2] == 2 and OBJECTS[names[1]][0].labels[2] == 0
+
+
+def test_labels_of_a_dataset_are_its_own():
+    first, second = (Labeled(IMAGES_NHWC, [label] * 6) for label in (0, 1))
+    names = [use_data(one)["name"] for one in (first, second, first)]
+    assert names[0] == names[2] != names[1]
+
+
 class Labeled:
     """A map-style dataset of (image, label)."""
 

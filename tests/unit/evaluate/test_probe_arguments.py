@@ -91,8 +91,7 @@ def test_a_margin_is_a_positive_number(margin):
         ({"kind": ["npz"]}, "unknown data source"),
         ("x" * 5000, "no such file or folder"),
         (((IMAGES.astype(int), LABELS),) * 2, r"whole numbers from 0 to 255 with x.astype"),
-        (((IMAGES / 255, LABELS),) * 2, r"convert fractions"),
-        (((IMAGES.transpose(0, 3, 1, 2) / 255, LABELS),) * 2, r"\.transpose\(0, 2, 3, 1\)"),
+        (((IMAGES / 1.0, LABELS),) * 2, r"convert fractions"),
         ((([IMAGES[0], IMAGES[1][:4]], [0, 1]),) * 2, "no array|one array"),
     ],
 )

@@ -150,7 +150,7 @@ def test_what_a_program_holds_is_evaluated_as_arrays_are(tmp_path):
         ({"kind": "nzp"}, "unknown data source 'nzp' (did you mean 'npz'?)"),
         (3, "data: expected a kind, a path, settings, arrays or a dataset, got 3"),
         ((1, 2, 3), "data: an item is no image (int"),
-        (((np.zeros((2, 4, 4, 3)),),) * 2, "training images must be non-empty uint8"),
+        (((np.full((2, 4, 4, 3), 2.0),),) * 2, "training images must be non-empty uint8"),
     ],
 )
 def test_pictures_that_are_none_are_refused_in_one_line(data, words):

@@ -155,3 +155,11 @@ def test_a_loss_fitted_before_it_was_saved_is_fitted():
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(AttributeError, match="did you mean 'simreg'"):
         _ = ssdistill.losses.simregg
+
+
+def test_maps_that_a_loss_needs_are_named():
+    with pytest.raises(UserError, match=r"no feature maps; arguments for it: .*student_maps="):
+        ssdistill.losses.at(8, 12)
+    maps = {"student_maps": {"a": (8, 4, 4)}, "teacher_maps": {"b": (12, 4, 4)}}
+    with pytest.raises(UserError, match=r"^fitnet: the student's map 'a' is missing; pass a map"):
+        ssdistill.losses.fitnet(8, 12, **maps)(torch.rand(2, 8), torch.rand(2, 12))

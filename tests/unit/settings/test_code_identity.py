@@ -130,3 +130,15 @@ def test_modules_that_hold_themselves_end():
     net = Net("mean")
     net.parts = [net]
     assert identity_of(net) != identity_of(Net("mean"))
+
+
+def test_a_package_of_another_environment_is_installed(tmp_path, monkeypatch):
+    folder = tmp_path / "lib" / "site-packages" / "kit_of_others"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("class Kit:\n    pass\n")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    kit = importlib.import_module("kit_of_others")
+    (folder / "__init__.py").unlink()  # its source is not looked at
+    before = identity_of(capturing(kit.Kit))
+    kit.Kit.more = lambda self: 1
+    assert identity_of(capturing(kit.Kit)) == before
