@@ -19,8 +19,8 @@ class Cosine(PlainRegression):
 
     Args:
         read: compare the ``embedding``, or ``maps`` position by position.
-        maps: with ``read: maps``, which ones: ``last`` (by default), ``middle``, ``stages`` or
-            names.
+        maps: with ``read: maps``, which ones: ``last`` (by default), ``middle``, ``stages``,
+            ``final`` or names.
         head: ``linear``, ``conv`` (linear, batch norm, ReLU) or ``mlp``, at every position.
         center_teacher: subtract the teacher's mean first.
 

@@ -25,7 +25,7 @@ class FD(Regression):
 
     Args:
         beta: difference from which on the smooth L1 distance is linear.
-        maps: which maps: ``last``, ``middle``, ``stages`` or names.
+        maps: which maps: ``last``, ``middle``, ``stages``, ``final`` or names.
         head: r: ``linear`` (the paper's), ``conv`` or ``mlp``.
 
     Raises:

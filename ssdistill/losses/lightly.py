@@ -38,7 +38,8 @@ class Lightly(QueueLoss):
     L = KL(softmax(n(t)·Q / T) || softmax(n(W s + b)·Q / T)) + local_weight L_local, the teacher's
     vectors of the batch joining the queue Q, at first all zeros, before they are scored: the loss
     of CompRess with one queue (arXiv:2010.14713) but for that order, as the library lightly-train
-    has it in its first method (local_weight 0) and its third (local_weight 1). L_local compares,
+    has it in its first method (local_weight 0) and its third, the default there (local_weight 1,
+    maps final). L_local compares,
     for every position of a feature map, the softmax over its cosines to all positions of the same
     image; the student's map goes through a linear map of channels onto the teacher's grid. It
     needs the square of the number of positions in memory.
@@ -48,7 +49,7 @@ class Lightly(QueueLoss):
 
     ```yaml
     losses:
-      similarity: {kind: lightly, queue: 4096, local_weight: 1.0, weight: 1.0}
+      similarity: {kind: lightly, queue: 4096, local_weight: 1.0, maps: final, weight: 1.0}
     ```
 
     Args:
@@ -57,7 +58,7 @@ class Lightly(QueueLoss):
         temperature: T of both networks.
         local_weight: weight of L_local; 0 reads no feature maps.
         temperature_local: T of L_local.
-        maps: feature maps of L_local: ``last``, ``middle``, ``stages`` or names.
+        maps: feature maps of L_local: ``last``, ``middle``, ``stages``, ``final`` or names.
         center_teacher: subtract the teacher's mean embedding first (not in the library).
 
     Raises:

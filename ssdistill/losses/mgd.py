@@ -43,7 +43,7 @@ class MGD(MapLoss):
     ```
 
     Args:
-        maps: which maps: ``last``, ``middle``, ``stages`` or names.
+        maps: which maps: ``last``, ``middle``, ``stages``, ``final`` or names.
         mask: what is blanked out: ``channels`` or positions in ``space``.
         masked: fraction that is masked.
 

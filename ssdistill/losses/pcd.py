@@ -48,8 +48,8 @@ class PCD(MapLoss):
         queue: vectors kept (paper: 65536). By default 4096, or half the training images if fewer.
         temperature: T.
         hidden_dim: width of the MLP's two hidden layers.
-        maps: ``last``, ``middle``, ``stages`` or a list of names, each with an MLP and a queue
-            of its own.
+        maps: ``last``, ``middle``, ``stages``, ``final`` or a list of names, each with an MLP and
+            a queue of its own.
 
     Raises:
         UserError: for a network without feature maps, or without the one named.

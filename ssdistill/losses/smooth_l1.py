@@ -26,8 +26,8 @@ class SmoothL1(PlainRegression):
     Args:
         beta: difference from which on the loss is linear.
         read: compare the ``embedding``, or ``maps`` position by position.
-        maps: with ``read: maps``, which ones: ``last`` (by default), ``middle``, ``stages`` or
-            names.
+        maps: with ``read: maps``, which ones: ``last`` (by default), ``middle``, ``stages``,
+            ``final`` or names.
         head: ``linear``, ``conv`` (linear, batch norm, ReLU) or ``mlp``, at every position.
         normalize: divide each vector by its length first.
         center_teacher: subtract the teacher's mean first.

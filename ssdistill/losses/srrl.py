@@ -24,7 +24,7 @@ class SRRL(Regression):
     ```
 
     Args:
-        maps: which maps: ``last``, ``middle``, ``stages`` or names.
+        maps: which maps: ``last``, ``middle``, ``stages``, ``final`` or names.
         head: the adapter: ``conv`` (the paper's), ``linear`` or ``mlp``.
 
     Raises:

@@ -77,7 +77,7 @@ class SSIM(Regression):
     ```
 
     Args:
-        maps: which maps: ``stages``, ``last``, ``middle`` or names.
+        maps: which maps: ``stages``, ``last``, ``middle``, ``final`` or names.
         head: r: ``linear``, ``conv`` or ``mlp``.
         window: width of the Gaussian window.
 

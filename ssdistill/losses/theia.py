@@ -28,7 +28,7 @@ class Theia(StandardizedRegression):
     ```
 
     Args:
-        maps: which maps: ``last``, ``middle``, ``stages`` or names.
+        maps: which maps: ``last``, ``middle``, ``stages``, ``final`` or names.
         head: ``mlp``, ``linear`` or ``conv``, at every position (the paper has a few
             convolutions).
         cosine_weight: of the cosine distance.

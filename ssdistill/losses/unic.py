@@ -44,7 +44,7 @@ class UNIC(StandardizedRegression):
     ```
 
     Args:
-        maps: which maps join the embedding: ``last``, ``middle``, ``stages`` or names.
+        maps: which maps join the embedding: ``last``, ``middle``, ``stages``, ``final`` or names.
         head: ``mlp``, ``linear`` or ``conv``, at every position.
         cosine_weight: of the cosine distance.
         smooth_l1_weight: of the smooth L1 distance.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ssdistill.errors import UserError, nearest
+from ssdistill.models import final_patches as final_taps
 from ssdistill.models import taps as places
 from ssdistill.models.examples import black_image, noise_images
-from ssdistill.models.final_patches import FINAL_PATCHES, final_patches, has_final_patches
 from ssdistill.models.model import Model
 from ssdistill.models.networks import create_own_net, find_network
 from ssdistill.models.representation import Representation
@@ -89,16 +89,14 @@ class Encoder(Model):
             embedding (B, embed_dim), maps named in ``taps``, projection if ``project`` is set.
         """
         x_BCHW = self._prepared(x_BCHW)
-        stages = [name for name in self.taps if ":" not in name]
+        stages = final_taps.stages_behind(self.taps)
         if stages:
             final, maps = places.stage_maps(self.net, x_BCHW, stages)
         else:
             final, maps = cast("Any", self.net).forward_features(x_BCHW), {}
         maps |= self._caught
         self._caught.clear()
-        if FINAL_PATCHES in self.taps:
-            patches = final_patches(self.net, final, x_BCHW.shape[2] / x_BCHW.shape[3])
-            maps[FINAL_PATCHES] = cast("Tensor", patches)
+        final_taps.add_final_maps(self.net, final, maps, self.taps, x_BCHW.shape[2:])
         return self._represent(final, {name: maps[name] for name in self.taps})
 
     def features(self, x_BCHW: Tensor) -> Tensor:
@@ -135,11 +133,13 @@ class Encoder(Model):
     @property
     def tap_names(self) -> list[str]:
         """Names that ``taps`` may contain: stages, attention, stages before a ReLU, patches."""
+        stages = list(dict.fromkeys(places.stage_names(self.net)))
         return [
-            *dict.fromkeys(places.stage_names(self.net)),
+            *stages,
             *(places.ATTENTION + block for block in places.class_token_attention(self.net)),
             *(places.BEFORE_RELU + stage for stage in self._closing_relus()),
-            *([FINAL_PATCHES] if self._has_final_patches else []),
+            *(final_taps.FINAL + name for name in final_taps.normed_stages(self.net, stages)),
+            *([final_taps.FINAL_PATCHES] if self._has_final_patches else []),
         ]
 
     @property
@@ -201,7 +201,7 @@ class Encoder(Model):
 
     @cached_property
     def _has_final_patches(self) -> bool:
-        return has_final_patches(self)
+        return final_taps.has_final_patches(self)
 
     def _closing_relus(self) -> dict[str, places.Closing]:
         if self._closing is None:

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from einops import rearrange
-from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
+
+from ssdistill.models.class_attention import catch_class_attention, class_token_attention
 
 ATTENTION, BEFORE_RELU = "attention:", "before_relu:"
 
@@ -40,21 +40,6 @@ def stage_maps(
         x_BCHW, indices=indices, norm=False, output_fmt="NCHW"
     )
     return final, {known[i]: m for i, m in zip(indices, maps, strict=True)}
-
-
-def class_token_attention(net: nn.Module) -> dict[str, Attention]:
-    """Attention of every block of a vision transformer with a class token, by block.
-
-    Only timm's plain attention: others add biases or rotations to the logits.
-    """
-    if not isinstance(net, VisionTransformer) or net.cls_token is None:
-        return {}
-    attention_modules = (
-        (name, getattr(net.get_submodule(name), "attn", None)) for name in stage_names(net)
-    )
-    return {
-        name: attention for name, attention in attention_modules if type(attention) is Attention
-    }
 
 
 @dataclass(frozen=True)
@@ -154,17 +139,7 @@ def looking(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def class_token_logits(attention: Attention, qkv_BNC: Tensor) -> Tensor:
-    """q_0·k_j / sqrt(d), the class token's logits for all tokens, (B, heads, 1, N) in float32."""
-    q_BHNd, k_BHNd, _ = rearrange(
-        qkv_BNC, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=attention.num_heads
-    )
-    q_BH1d, k_BHNd = attention.q_norm(q_BHNd[:, :, :1]), attention.k_norm(k_BHNd)
-    with torch.autocast(qkv_BNC.device.type, enabled=False):
-        return attention.scale * q_BH1d.float() @ k_BHNd.float().mT
-
-
-# Hooks are objects, not closures: a deep copy of the network must fill the copy's dictionary.
+# An object, not a closure: a deep copy of the network must fill the copy's dictionary.
 class _CatchInput:
     def __init__(self, caught: dict[str, Tensor], name: str):
         self.caught, self.name = caught, name
@@ -172,14 +147,6 @@ class _CatchInput:
     def __call__(self, relu: nn.Module, args: tuple[Tensor, ...]) -> None:
         # timm's ReLUs work in place.
         self.caught[self.name] = args[0].clone()
-
-
-class _CatchAttention:
-    def __init__(self, caught: dict[str, Tensor], name: str, attention: Attention):
-        self.caught, self.name, self.attention = caught, name, attention
-
-    def __call__(self, qkv: nn.Module, args: tuple[Tensor, ...], qkv_BNC: Tensor) -> None:
-        self.caught[self.name] = class_token_logits(self.attention, qkv_BNC)
 
 
 def catch(
@@ -197,6 +164,5 @@ def catch(
             handles.append(relu.register_forward_pre_hook(_CatchInput(caught, name)))
         elif name.startswith(ATTENTION):
             attention = class_token_attention(net)[name.removeprefix(ATTENTION)]
-            hook = _CatchAttention(caught, name, attention)
-            handles.append(attention.qkv.register_forward_hook(hook))
+            handles += catch_class_attention(attention, caught, name)
     return handles

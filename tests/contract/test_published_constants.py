@@ -208,6 +208,10 @@ LOSS_ROWS = {
         paper={"temperature": 0.07, "temperature_local": 0.07, "weight": 1.0},
         ours={"queue": None, "local_weight": 0.0, "maps": "last", "center_teacher": False},
     ),
+    "lightly_v2": Row(
+        "1412.6550", pairing="same", views=1,
+        paper={"blocks": None, "depth": 1, "weight": 1.0},
+    ),
     "mgd": Row(
         "2205.01529", pairing="same", views=1,
         paper={"mask": "channels", "masked": 0.15, "weight": 7e-05},

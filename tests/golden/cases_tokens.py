@@ -3,12 +3,28 @@
 from functools import partial
 
 import torch
-from reference import SHAPES, Compared, backward, batch_of, case, grid, leaf, number, outputs
+from reference import (
+    SHAPES,
+    Compared,
+    backward,
+    batch_of,
+    case,
+    grid,
+    leaf,
+    map_outputs,
+    number,
+    outputs,
+    weights,
+)
 from torch import Tensor
 
+from ssdistill.losses.base.maps import resize_map, tokens
 from ssdistill.losses.cospress import CosPress
 from ssdistill.losses.gram import Gram, finer_map
 from ssdistill.losses.koleo import KoLeo
+from ssdistill.losses.lightly import Lightly
+from ssdistill.losses.lightly_v2 import LightlyV2
+from ssdistill.models.representation import Outputs, Representation
 
 
 def cospress(name: str, compared: str) -> Compared:
@@ -79,3 +95,70 @@ def koleo(name: str, neighbors: int) -> Compared:
 
 case("dinov2_koleo")(partial(koleo, "dinov2_koleo", 1))
 case("dinov3_koleo_topk")(partial(koleo, "dinov3_koleo_topk", 3))
+
+
+def lightly_v3(name: str, queue: int, order: Tensor) -> Compared:
+    """Two steps of lightly-train's third method; of a long batch it keeps the first rows."""
+    maps = {"student_maps": {"final:patches": (10, 3, 3)}}
+    maps |= {"teacher_maps": {"final:patches": (16, 4, 4)}}
+    loss = Lightly(SHAPES(10, 16, **maps), queue=queue, local_weight=1.0, maps="final")
+    loss.head.load_state_dict(weights(f"{name}/in/head_global."))
+    local = weights(f"{name}/in/head_local.")
+    loss.local.heads[0].load_state_dict(
+        {"weight": local["weight"][..., None, None], "bias": local["bias"]}
+    )
+    assert torch.equal(loss.bank.teacher, number(f"{name}/in/queue"))
+    for step in range(2):
+        s_BCHW, s_BC = leaf(f"{name}/in/s_map{step}"), leaf(f"{name}/in/s_pool{step}")
+        t_BCHW, t_BD = (number(f"{name}/in/t_{x}{step}") for x in ("map", "pool"))
+        student, teacher = (
+            Outputs([Representation(pooled.flatten(1)[order], maps={"final:patches": x[order]})])
+            for pooled, x in ((s_BC, s_BCHW), (t_BD, t_BCHW))
+        )
+        loss.zero_grad()
+        value = loss(student, teacher, batch_of(6, step))
+        backward(value)
+        near = loss.local(student, teacher, batch_of(6, step))
+        yield f"loss{step}", value
+        yield f"local{step}", near
+        yield f"global{step}", value - near
+        yield f"grad_loss{step}_s_map{step}", s_BCHW.grad
+        yield f"grad_loss{step}_s_pool{step}", s_BC.grad
+        yield f"grad_loss{step}_head_global.weight", loss.head.weight.grad
+        yield f"grad_loss{step}_head_local.weight", loss.local.heads[0].weight.grad
+        if queue < 6:
+            kept = loss.bank.teacher[(torch.arange(queue) + loss.bank.pushed) % queue].flip(0)
+        else:
+            # The reference keeps the newest batch first.
+            kept = torch.cat([*reversed(loss.bank.teacher[: 6 * (step + 1)].split(6))])
+            kept = torch.cat([kept, loss.bank.teacher[6 * (step + 1) :]])
+        yield f"queue{step}", kept
+
+
+case("lightly_v3_step")(partial(lightly_v3, "lightly_v3_step", 32, torch.arange(6)))
+case("lightly_v3_step_small_queue")(
+    # The bank keeps the last rows of a long batch, which of a reversed one are the first.
+    partial(lightly_v3, "lightly_v3_step_small_queue", 4, torch.arange(6).flip(0))
+)
+
+
+@case("lightly_v2_step")
+def lightly_v2() -> Compared:
+    name = "lightly_v2_step"
+    blocks = {"final:blocks.0": (6, 8, 8), "final:blocks.1": (6, 4, 4)}
+    maps = {"student_maps": {"final:patches": (10, 3, 3)}}
+    maps |= {"teacher_maps": blocks | {"final:patches": (6, 4, 4)}}
+    loss = LightlyV2(SHAPES(10, 6, **maps))
+    assert loss.teacher_taps == ("final:blocks.0", "final:patches")
+    loss.head[0].load_state_dict(weights(f"{name}/in/head."))
+    s_BCHW = leaf(f"{name}/in/s_map")
+    t_maps = {tap: number(f"{name}/in/t_block{i}") for i, tap in enumerate(loss.teacher_taps)}
+    student, teacher = map_outputs(**{"final:patches": s_BCHW}), map_outputs(**t_maps)
+    value = loss(student, teacher, batch_of(4))
+    backward(value)
+    yield "loss", value
+    yield "teacher_tokens", loss.targets([*t_maps.values()])
+    s_BDHW = loss.head(s_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    yield "student_tokens", tokens(resize_map(s_BDHW, (4, 4)))
+    yield "grad_s_map", s_BCHW.grad
+    yield "grad_head.weight", loss.head[0].weight.grad

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ssdistill.errors import nearest
 from ssdistill.losses import Loss, Shapes
+from ssdistill.models.final_patches import FINAL_PATCHES
 from ssdistill.models.representation import Representation
 
-MapChoice = Literal["last", "middle", "stages"]
+MapChoice = Literal["last", "middle", "stages", "final"]
 MapNames = Annotated[tuple[str | tuple[str, str], ...], Field(min_length=1)]
 MAX_STAGES = 4
 """``maps: stages`` pairs at most as many; a vision transformer has one map per block."""
@@ -41,7 +42,8 @@ class MapLoss(Loss):
     """Base class of losses that compare feature maps.
 
     ``maps`` names them: ``last`` (the deepest of both), ``middle`` (the stage at half depth),
-    ``stages`` (up to four, evenly spread over the depth of each network), or a list of names,
+    ``stages`` (up to four, evenly spread over the depth of each network), ``final`` (what each
+    network pools: a transformer's patches behind its last norm), or a list of names,
     ``[layer2, [layer3, blocks.7]]``, a single name standing for both networks and a pair for
     student and teacher. A prefix, e.g. ``before_relu``, is that of names with a colon.
 
@@ -69,6 +71,10 @@ class MapLoss(Loss):
         return [(student.maps[p.student], teacher.maps[p.teacher]) for p in self.map_pairs]
 
     def _resolve(self, maps: MapChoice | MapNames) -> list[MapPair]:
+        if maps == "final":
+            if self.prefix:
+                raise self.fail(f"maps=final: it compares {self.required}; set maps=last")
+            return [self._final_pair()]
         student_shapes, teacher_shapes = self._known("student"), self._known("teacher")
         if isinstance(maps, str):
             count = {"last": 1, "middle": 2, "stages": MAX_STAGES}[maps]
@@ -88,6 +94,16 @@ class MapLoss(Loss):
             )
             for student_name, teacher_name in names
         ]
+
+    def _final_pair(self) -> MapPair:
+        shapes = []
+        for side in ("student", "teacher"):
+            known = getattr(self.shapes, f"{side}_maps")
+            if FINAL_PATCHES not in known:
+                name = getattr(self.shapes, f"{side}_name")
+                raise self.fail(f"the {side} ({name}) has no grid of patches behind its last norm")
+            shapes.append(known[FINAL_PATCHES])
+        return MapPair(FINAL_PATCHES, FINAL_PATCHES, *shapes)
 
     def _known(self, side: str) -> dict[str, Shape]:
         """Return maps with the required prefix by stage name, without the prefix."""
