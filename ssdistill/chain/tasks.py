@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 
 from ssdistill.chain.extending import training_settings
 from ssdistill.chain.stages import Stage
@@ -13,6 +14,7 @@ from ssdistill.distill.distiller import Distiller
 from ssdistill.distill.neighbors import nearest_neighbors
 from ssdistill.errors import UserError
 from ssdistill.experiment.sections import DistillSettings
+from ssdistill.label_free.encoding import evaluating
 from ssdistill.losses import Loss
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
 from ssdistill.models.representation import Representation
@@ -21,6 +23,9 @@ from ssdistill.teachers.starting_weights import start_from
 from ssdistill.train.seeding import seed_generators
 from ssdistill.train.settings import TrainSettings
 from ssdistill.train.task import Task
+
+MOST_PLACES, MOST_IMAGES = 1 << 15, 1 << 12
+"""Positions of feature maps, and images, that losses see before the first step."""
 
 
 def fresh_encoder(stage: Stage) -> Encoder:
@@ -106,5 +111,24 @@ def _initialize_losses(teacher: Encoder, losses: Iterable[Loss], workspace: Work
     if teacher.projector is not None:
         with torch.no_grad():
             projection_NP = teacher.projector(embedding_ND).to(device)
+    taps = tuple(dict.fromkeys(tap for loss in fitted for tap in loss.fit_taps))
+    maps = _maps_of_some(teacher, taps, workspace) if taps else {}
     for loss in fitted:
-        loss.fit_teacher(Representation(embedding_ND.to(device), projection_NP))
+        loss.fit_teacher(Representation(embedding_ND.to(device), projection_NP, maps))
+
+
+@torch.no_grad()
+def _maps_of_some(
+    teacher: Encoder, taps: tuple[str, ...], workspace: Workspace
+) -> dict[str, Tensor]:
+    """Feature maps (N, C, H, W) of training images, of as many as have ``MOST_PLACES`` places."""
+    before = teacher.taps
+    teacher.set_taps(taps)
+    try:
+        places = max(height * width for _, height, width in teacher.map_shapes().values())
+        images = workspace.images(min(MOST_IMAGES, max(1, MOST_PLACES // places)), seed=0)
+        with evaluating(teacher, workspace.device) as device:
+            parts = [teacher(x_BCHW.to(device)).maps for x_BCHW in images.split(64)]
+    finally:
+        teacher.set_taps(before)
+    return {tap: torch.cat([maps[tap] for maps in parts]) for tap in taps}

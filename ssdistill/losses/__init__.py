@@ -136,6 +136,7 @@ class Loss(nn.Module):
             the student or the teacher must encode, found in ``Outputs.extra``.
         fits_teacher: True when :meth:`fit_teacher` must see the teacher's embeddings of the
             training images before the first step.
+        fit_taps: feature maps of the teacher that it must see of some of these images, too.
         exact_under_sharding: True when several processes compute what one would on the whole batch.
         accumulates: True when the loss of a batch is the mean of those of its parts, taken one
             after the other, batch norm in its heads aside: no image is compared with another, and
@@ -161,6 +162,7 @@ class Loss(nn.Module):
     extra_student: tuple[str, ...] = ()
     extra_teacher: tuple[str, ...] = ()
     fits_teacher: bool = False
+    fit_taps: tuple[str, ...] = ()
     exact_under_sharding: ClassVar[bool] = False
     accumulates: bool = False
     minimum_at_teacher: ClassVar[bool] = False
@@ -190,7 +192,7 @@ class Loss(nn.Module):
         """Fix what depends on the teacher alone, from its embeddings (N, D) of training images.
 
         Called once before the first step where ``fits_teacher`` is set; ``projection_BP`` is
-        given where the teacher has one.
+        given where the teacher has one, ``maps`` of ``fit_taps`` for some of the images.
         """
 
     def momentum_at(self, step: int, num_steps: int) -> float:

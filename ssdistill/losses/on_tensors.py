@@ -98,9 +98,25 @@ class TensorLoss(nn.Module):
         """How often it was called in training mode; it is in the ``state_dict``."""
         return int(self.steps_done)
 
-    def fit_teacher(self, teacher_ND: Tensor, projection_NP: Tensor | None = None) -> None:
-        """Show losses that need it all training images' embeddings of the teacher."""
-        self.loss.fit_teacher(Representation(teacher_ND.detach(), projection_NP))
+    def fit_teacher(self, teacher: View, projection_NP: Tensor | None = None) -> None:
+        """Show losses that need it all training images' embeddings of the teacher, (N, D).
+
+        Args:
+            teacher: the embeddings; or a mapping of these as ``embedding``, and of the maps that
+                the loss reads of some of the images.
+            projection_NP: what the teacher's head returns, if it has one.
+
+        Raises:
+            UserError: a map is missing.
+        """
+        (seen,) = [view.detach() for view in _views(teacher)]
+        if missing := [tap for tap in self.loss.fit_taps if tap not in seen.maps]:
+            raise UserError(
+                f"{self.loss.kind}: fit_teacher needs the teacher's map '{missing[0]}'; pass "
+                f"{{'embedding': …, '{missing[0]}': …}}"
+            )
+        projection_NP = seen.projection_BP if projection_NP is None else projection_NP
+        self.loss.fit_teacher(Representation(seen.embedding_BD, projection_NP, seen.maps))
 
     def forward(
         self,

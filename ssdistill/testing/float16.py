@@ -70,7 +70,8 @@ def make_one_layer_distiller(candidate: Candidate, magnitude: float) -> Distille
     loss = candidate.build(known)
     fit = make_teacher_fit(known, NUM_SAMPLES)
     projection_BP = None if fit.projection_BP is None else magnitude * fit.projection_BP
-    loss.fit_teacher(Representation(magnitude * fit.embedding_BD, projection_BP))
+    maps = {name: magnitude * map_BDHW for name, map_BDHW in fit.maps.items()}
+    loss.fit_teacher(Representation(magnitude * fit.embedding_BD, projection_BP, maps))
     student, teachers = make_layers(magnitude, "teacher")
     return Distiller(student, teachers["teacher"], {"it": loss}).train()
 

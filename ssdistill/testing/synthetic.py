@@ -1,6 +1,7 @@
 """Random outputs of two imaginary networks, for every loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -73,10 +74,14 @@ def make_outputs(loss: Loss, count: int, views: int) -> tuple[Outputs, Outputs]:
 
 
 def make_teacher_fit(known: Shapes, count: int) -> Representation:
-    """The teacher's embeddings of the training images."""
-    return make_representation(
+    """The teacher's embeddings of the training images, and patches of some."""
+    fit = make_representation(
         known.teacher_dim, {}, known.teacher_projection_dim, count, requires_grad=False
     )
+    if FINAL_PATCHES in known.teacher_maps:
+        some_BDHW = torch.randn(count // 2, *known.teacher_maps[FINAL_PATCHES])
+        return replace(fit, maps={FINAL_PATCHES: some_BDHW})
+    return fit
 
 
 def mapped(outputs: list[Representation], function: Callable[[Tensor], Tensor]) -> Outputs:

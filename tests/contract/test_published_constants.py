@@ -169,6 +169,16 @@ LOSS_ROWS = {
         paper={"remove_negative": True, "level": "image", "normalize": True},
         ours={"maps": "last", "grid": "teacher", "weight": 1.0},
     ),
+    "ibot": Row(
+        "2111.07832", pairing="same", views=1,
+        paper={
+            "targets": "sinkhorn", "masks": "blocks", "images": 0.5, "fraction": (0.1, 0.5),
+            "temperature_student": 0.1, "temperature_start": 0.04, "temperature_teacher": 0.07,
+            "temperature_warmup": 0.3, "center_momentum": 0.9, "hidden_dim": 2048,
+            "bottleneck_dim": 256, "weight": 1.0,
+        },
+        ours={"prototypes": None},
+    ),
     "ickd": Row(
         "2202.03680", pairing="same", views=1,
         ours={"maps": "last", "head": "linear", "weight": 160.0},

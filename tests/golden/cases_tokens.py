@@ -19,8 +19,10 @@ from reference import (
 from torch import Tensor
 
 from ssdistill.losses.base.maps import resize_map, tokens
+from ssdistill.losses.base.prototypes import sinkhorn
 from ssdistill.losses.cospress import CosPress
 from ssdistill.losses.gram import Gram, finer_map
+from ssdistill.losses.ibot import masked_cross_entropy
 from ssdistill.losses.koleo import KoLeo
 from ssdistill.losses.lightly import Lightly
 from ssdistill.losses.lightly_v2 import LightlyV2
@@ -162,3 +164,50 @@ def lightly_v2() -> Compared:
     yield "student_tokens", tokens(resize_map(s_BDHW, (4, 4)))
     yield "grad_s_map", s_BCHW.grad
     yield "grad_head.weight", loss.head[0].weight.grad
+
+
+def dinov3_terms() -> dict[str, Tensor]:
+    """The terms of DINOv3's loss, from our losses' parts."""
+    name = "dinov3_total"
+    leaves = {x: leaf(f"{name}/in/{x}") for x in DINOV3_INPUTS}
+    class_sk = sinkhorn(number(f"{name}/in/t_cls"), 0.07).unflatten(0, (2, 4))
+    patch_sk = sinkhorn(number(f"{name}/in/t_masked"), 0.07)
+
+    def cross_entropy(student_crops: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+        log_VBK = (student_crops / 0.1).log_softmax(-1)
+        return torch.stack([-(class_sk[t] * log_VBK[s]).sum(1).mean() for s, t in pairs]).mean()
+
+    local = cross_entropy(
+        leaves["s_local"].unflatten(0, (3, 4)), [(s, t) for s in range(3) for t in range(2)]
+    )
+    far = cross_entropy(leaves["s_cls"].unflatten(0, (2, 4)), [(0, 1), (1, 0)])
+    spread = KoLeo(SHAPES(16, 16))
+    crops = leaves["s_cls_pre"].chunk(2)
+    koleo = torch.stack([spread(outputs(x), outputs(x), batch_of(4)) for x in crops]).mean()
+    log_MK = (leaves["s_masked"] / 0.1).log_softmax(1)
+    ibot = masked_cross_entropy(patch_sk, log_MK, number(f"{name}/in/mask"))
+    gram = of_grids(
+        Gram(SHAPES(16, 16, **MAPS), remove_negative=False),
+        leaves["s_patch"],
+        number(f"{name}/in/t_patch"),
+        (3, 3),
+    )
+    terms = {"dino_local": local, "dino_global": far, "koleo": koleo, "ibot": ibot, "gram": gram}
+    return terms | {"cls_sk": class_sk, "patch_sk": patch_sk} | leaves
+
+
+DINOV3_INPUTS = "s_cls", "s_local", "s_cls_pre", "s_masked", "s_patch"
+
+
+@case("dinov3_total")
+def dinov3_total() -> Compared:
+    found = dinov3_terms()
+    for name in ("dino_local", "dino_global", "koleo", "ibot", "gram", "cls_sk", "patch_sk"):
+        yield name, found[name]
+    # 2 global crops and 3 local ones: the mean over the 2 + 6 pairs of views.
+    assigned = (2 * found["dino_global"] + 6 * found["dino_local"]) / 8
+    total = assigned + found["ibot"] + 0.1 * 2 * found["koleo"] + 2 * found["gram"]
+    yield "loss", total
+    backward(total)
+    for name in DINOV3_INPUTS:
+        yield f"grad_{name}", found[name].grad

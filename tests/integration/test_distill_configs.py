@@ -16,7 +16,7 @@ from ssdistill.settings.registry import LOSSES
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "distill"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
-VARIANTS = {"lightly_v1": "lightly"}
+VARIANTS = {"lightly_v1": "lightly", "dinov3": "ibot"}
 """Configs that are called after a method of which the loss is one setting."""
 QUICK = [
     "pretrain.steps=2",
