@@ -6,6 +6,7 @@ from ssdistill.distill.teachers import by_name, full_names
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss, LossSettings, Shapes
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.masked_tokens import mask_width
 from ssdistill.settings.registry import LOSSES
 
 
@@ -52,6 +53,7 @@ def shapes(student: Encoder, teacher: Encoder, num_samples: int) -> Shapes:
         student_maps=_all_maps(student),
         teacher_maps=_all_maps(teacher),
         teacher_norms=teacher.stage_norms(),
+        student_mask_dim=mask_width(student),
         student_name=student.name,
         teacher_name=teacher.name,
     )

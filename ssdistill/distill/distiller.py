@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from ssdistill.distill.build import shapes
 from ssdistill.distill.cache.sources import OutputSource
 from ssdistill.distill.dropping import TeacherDropping
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
-from ssdistill.distill.pairing import Pair, resolve_pairs
+from ssdistill.distill.masked import masked_outputs
+from ssdistill.distill.pairing import Pair, resolve_pairs, selected
 from ssdistill.distill.teachers import by_name, origins, settings_by_loss
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss, LossSettings
@@ -29,7 +30,6 @@ from ssdistill.train.task import Task
 
 __all__ = ["Distiller", "shapes"]
 
-Item = TypeVar("Item")
 Pairs = dict[str, list[Pair]]
 """Pairs of views by the name of the loss that compares them."""
 
@@ -163,7 +163,7 @@ class Distiller(Task):
         extra = dict(zip(self.extra_views, views[count:], strict=True))
         sizes = [size_of(view) for view in views[:count]]
         pairs = {name: self.pairs_of(name, sizes) for name in self.losses}
-        student = self._student_outputs(views[:count], extra, pairs)
+        student = self._student_outputs(views[:count], extra, pairs, batch)
         teacher = self._teacher_outputs(views[:count], extra, pairs, batch)
         sides = {name: (student[name], teacher[name], batch) for name in self.losses}
         with never_in_float16(views[0].device.type):
@@ -173,20 +173,22 @@ class Distiller(Task):
             return self.dropping(loss_B, self.weights_at(batch.step, batch.num_steps), batch)
 
     def _student_outputs(
-        self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs
+        self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs, batch: Batch
     ) -> dict[str, Outputs]:
         views_by_loss = {name: [i for i, _ in pairs[name]] for name in pairs}
         used_views = {i: views[i] for i in sorted(set().union(*views_by_loss.values()))}
         extra_names = {n for loss in self.losses.values() for n in loss.extra_student}
-        seen = {**used_views, **_select(extra, extra_names)}
+        seen = {**used_views, **selected(extra, extra_names)}
         outputs = beyond_float16(encode_views(self.encoder, seen))
         self.last_embeddings = [outputs[i].embedding_BD.detach() for i in used_views]
         moved = self._momentum_outputs(views, views_by_loss)
+        masked = masked_outputs(self, self.encoder, self.losses, views, views_by_loss, batch)
         return {
             name: Outputs(
                 [outputs[i] for i in views_by_loss[name]],
-                _select(outputs, loss.extra_student),
+                selected(outputs, loss.extra_student),
                 [moved[i] for i in views_by_loss[name]] if loss.momentum is not None else (),
+                masked.get(name, ()),
             )
             for name, loss in self.losses.items()
         }
@@ -214,7 +216,7 @@ class Distiller(Task):
             targets = beyond_float16(self.targets(used_views, batch, teacher))
             for name, loss in losses.items():
                 compared = [targets[j] for j in views_by_loss[name]]
-                outputs[name] = Outputs(compared, _select(targets, loss.extra_teacher))
+                outputs[name] = Outputs(compared, selected(targets, loss.extra_teacher))
         return outputs
 
     def teacher_views(self, teacher: str, sizes: Sequence[Size]) -> list[int | str]:
@@ -293,7 +295,3 @@ class Distiller(Task):
                 "one value"
             )
         return momentum_copy(self.encoder)
-
-
-def _select(items: Mapping[Any, Item], names: Sequence[str] | set[str]) -> dict[str, Item]:
-    return {name: item for name, item in items.items() if name in names}

@@ -1,12 +1,14 @@
 """Pair views of the student with views of the teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ssdistill.data.view_size import largest
 from ssdistill.errors import UserError
 from ssdistill.losses import Pairing
 from ssdistill.settings import Size
 
+Item = TypeVar("Item")
 Pair = tuple[int, int]
 
 
@@ -40,3 +42,8 @@ def resolve_pairs(pairing: Pairing | Sequence[Pair], sizes: Sequence[Size]) -> l
             available = "the only view is 0" if count == 1 else f"views are 0 to {count - 1}"
             raise UserError(f"pairs: [{pair[0]}, {pair[1]}]: no view {max(pair)}; {available}")
     return [(student_view, teacher_view) for student_view, teacher_view in pairing]
+
+
+def selected(items: Mapping[Any, Item], names: Collection[str]) -> dict[str, Item]:
+    """Return the items with one of the names."""
+    return {name: item for name, item in items.items() if name in names}

@@ -95,6 +95,8 @@ class Shapes:
             (heads, 1, tokens) logits; ``before_relu:layer3`` a stage before its last ReLU.
         teacher_norms: (mean_C, std_C) that the batch norm before that last ReLU gives the
             teacher's map, by stage name, where there is one.
+        student_mask_dim: width of the student's patches that a mask token may replace; None of
+            networks that cannot be masked.
         num_samples: images in the training store (index memories need it).
         student_name, teacher_name: of the architectures, for messages.
     """
@@ -107,6 +109,7 @@ class Shapes:
     student_maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     teacher_maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     teacher_norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    student_mask_dim: int | None = None
     student_name: str = "the student"
     teacher_name: str = "the teacher"
 
@@ -134,6 +137,8 @@ class Loss(nn.Module):
         views: how many views a step needs at least.
         extra_student, extra_teacher: further views of :data:`ssdistill.data.extra.EXTRA` that
             the student or the teacher must encode, found in ``Outputs.extra``.
+        masks_student: True when the student must also encode its views with masks, which
+            :meth:`student_mask` draws and ``mask_token_D`` hides; found in ``Outputs.masked``.
         fits_teacher: True when :meth:`fit_teacher` must see the teacher's embeddings of the
             training images before the first step.
         fit_taps: feature maps of the teacher that it must see of some of these images, too.
@@ -148,6 +153,7 @@ class Loss(nn.Module):
 
     and may set on the instance:
         student_taps, teacher_taps: names of the feature maps it reads (:class:`MapLoss` does).
+        mask_token_D: a parameter, what stands for a masked patch, where it sets ``masks_student``.
         momentum: of the student's moving average, where it reads ``Outputs.momentum``.
         reads_projection: whether it reads the teacher's projection (:meth:`teacher_width` sets it).
     """
@@ -161,6 +167,7 @@ class Loss(nn.Module):
     views: ClassVar[int] = 1
     extra_student: tuple[str, ...] = ()
     extra_teacher: tuple[str, ...] = ()
+    masks_student: bool = False
     fits_teacher: bool = False
     fit_taps: tuple[str, ...] = ()
     exact_under_sharding: ClassVar[bool] = False
@@ -170,6 +177,7 @@ class Loss(nn.Module):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     momentum: float | None = None
+    mask_token_D: Tensor
     reads_projection: bool = False
 
     def __init__(self, shapes: Shapes):
@@ -200,6 +208,10 @@ class Loss(nn.Module):
         if self.momentum is None:
             raise TypeError(f"{type(self).__name__} must set momentum")
         return self.momentum
+
+    def student_mask(self, batch: Batch, view: int, num_views: int) -> Tensor:
+        """Which patches (B, N) of one of the views are hidden from the student, row by row."""
+        raise TypeError(f"{type(self).__name__} must define student_mask")
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Update moving averages of the loss's own heads; called after every optimizer step."""

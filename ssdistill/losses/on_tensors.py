@@ -83,7 +83,8 @@ class TensorLoss(nn.Module):
                 f"{error}; arguments for it: num_samples=…, student_maps={{name: (C, H, W)}}, "
                 "teacher_maps={…}"
             ) from None
-        if self.loss.extra_student or self.loss.extra_teacher or self.loss.momentum is not None:
+        views = self.loss.extra_student or self.loss.extra_teacher or self.loss.masks_student
+        if views or self.loss.momentum is not None:
             raise UserError(
                 f"{kind}: it needs further views or a moving average of the student, which only "
                 "ssdistill.distill makes; use that"

@@ -20,18 +20,5 @@ def encode_views(encoder: nn.Module, views: Mapping[View, Tensor]) -> dict[View,
     by_view: dict[View, Representation] = {}
     for names in together.values():
         stacked = torch.cat([views[name] for name in names])
-        by_view.update(zip(names, _split(encoder(stacked), len(names)), strict=True))
+        by_view.update(zip(names, encoder(stacked).chunk(len(names)), strict=True))
     return by_view
-
-
-def _split(stacked: Representation, count: int) -> list[Representation]:
-    """Split a representation of stacked views into ``count`` equal parts along the batch."""
-    embedding = stacked.embedding_BD.chunk(count)
-    projection = [None] * count
-    if stacked.projection_BP is not None:
-        projection = stacked.projection_BP.chunk(count)
-    maps = {name: m.chunk(count) for name, m in stacked.maps.items()}
-    return [
-        Representation(embedding[i], projection[i], {name: m[i] for name, m in maps.items()})
-        for i in range(count)
-    ]

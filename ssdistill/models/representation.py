@@ -1,6 +1,6 @@
 """Outputs of an encoder for a batch of images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -36,6 +36,18 @@ class Representation:
             {name: m.detach() for name, m in self.maps.items()},
         )
 
+    def chunk(self, count: int) -> "list[Representation]":
+        """The same rows in ``count`` equal parts."""
+        embedding = self.embedding_BD.chunk(count)
+        projection: Sequence[Tensor | None] = [None] * count
+        if self.projection_BP is not None:
+            projection = self.projection_BP.chunk(count)
+        maps = {name: map_BCHW.chunk(count) for name, map_BCHW in self.maps.items()}
+        return [
+            Representation(embedding[i], projection[i], {name: m[i] for name, m in maps.items()})
+            for i in range(count)
+        ]
+
 
 class Outputs(list[Representation]):
     """One network's representations, one per pair of views, in the order of the pairs.
@@ -44,6 +56,8 @@ class Outputs(list[Representation]):
         extra: representations of views made for one loss, by name (``rotated_90``, …).
         momentum: the student's moving average's representations of the student's views, in the
             same order; empty unless a loss reads them.
+        masked: the student's representations of its views with masks, in the same order; empty
+            unless a loss masks them.
     """
 
     def __init__(
@@ -51,10 +65,12 @@ class Outputs(list[Representation]):
         pairs: Iterable[Representation] = (),
         extra: dict[str, Representation] | None = None,
         momentum: Iterable[Representation] = (),
+        masked: Iterable[Representation] = (),
     ):
         super().__init__(pairs)
         self.extra = extra or {}
         self.momentum = list(momentum)
+        self.masked = list(masked)
 
     @property
     def distinct(self) -> list[int]:

@@ -129,6 +129,9 @@ def documented_example_trains(candidate: Candidate, architectures: str) -> None:
         train_step(distiller, optimizer, step)
     for name, parameter in distiller.named_parameters():
         demand(torch.isfinite(parameter).all(), f"{name} is not finite after {STEPS} steps")
+    for name, loss in distiller.losses.items():
+        hidden = loss.mask_token_D.abs().max() > 0 if loss.masks_student else True
+        demand(hidden, f"{name}: its mask token, which begins at 0, does not move")
     moved = any(not torch.equal(v, student_before[n]) for n, v in student.named_parameters())
     demand(moved, f"no weight of the student moves ({architectures})")
     for name, value in teacher.state_dict().items():

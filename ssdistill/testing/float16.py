@@ -24,6 +24,7 @@ class OneLayer(nn.Module):
     """Embedding, projection and all feature maps from one linear layer, which autocast casts."""
 
     taps: tuple[str, ...] = ()
+    division = None
 
     def __init__(
         self,
@@ -36,6 +37,8 @@ class OneLayer(nn.Module):
         self.shapes = {"embedding": (dim,), "projection": (projection_dim or 1,), **maps}
         self.layer = nn.Linear(12, sum(torch.Size(s).numel() for s in self.shapes.values()))
         self.magnitude, self.project = magnitude, projection_dim is not None
+        # Where masks would be applied: what they hide makes no difference here.
+        self.net = nn.ModuleDict({"patch_embed": nn.Identity()})
 
     def set_taps(self, taps: tuple[str, ...]) -> None:
         """Note the names of maps; all of them are returned."""

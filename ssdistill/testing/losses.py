@@ -116,8 +116,12 @@ def gradient_reaches_what_is_read(candidate: Candidate) -> None:
         for name, tensor in read_by(loss, view).items():
             reached = tensor.grad is not None and tensor.grad.abs().max() > 0
             demand(reached, f"no gradient reaches {name} of the student; see reads")
+    for view in student.masked:
+        reached = any(tensor.grad is not None for tensor in view.maps.values())
+        demand(reached, "no gradient reaches the student's maps of masked views")
     for name, parameter in loss.named_parameters():
-        if not parameter.requires_grad:
+        # A mask token is in the student's input.
+        if not parameter.requires_grad or name.endswith("mask_token_D"):
             continue
         demand(parameter.grad is not None, f"no gradient reaches {name}")
         demand_finite({name: parameter})

@@ -23,6 +23,7 @@ def make_shapes(student_dim: int = 12, teacher_dim: int = 16) -> Shapes:
         num_samples=NUM_SAMPLES,
         teacher_projection_dim=PROJECTION,
         student_maps=_maps(student_dim, heads=2, tokens=10),
+        student_mask_dim=student_dim,
         # As many tokens as the student has when the two are to be alike.
         teacher_maps=_maps(teacher_dim, heads=4 if student_dim != teacher_dim else 2, tokens=10),
         teacher_norms={
@@ -66,6 +67,7 @@ def make_outputs(loss: Loss, count: int, views: int) -> tuple[Outputs, Outputs]:
             [student() for _ in range(views)],
             {name: student() for name in loss.extra_student},
             [student(False) for _ in range(views)] if loss.momentum is not None else (),
+            [student() for _ in range(views)] if loss.masks_student else (),
         ),
         Outputs(
             [teacher() for _ in range(views)], {name: teacher() for name in loss.extra_teacher}
@@ -99,4 +101,5 @@ def mapped(outputs: list[Representation], function: Callable[[Tensor], Tensor]) 
         [one(r) for r in outputs],
         {name: one(r) for name, r in extra.items()},
         [one(r) for r in getattr(outputs, "momentum", ())],
+        [one(r) for r in getattr(outputs, "masked", ())],
     )

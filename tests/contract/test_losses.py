@@ -20,9 +20,11 @@ FAMILIES = {
 REFUSED = {
     "attndistill": {"cnn_cnn", "vit_cnn", "cnn_vit"},
     "ab": {"vit_cnn", "cnn_vit", "vit_vit"},
+    "proteus": {"cnn_cnn", "cnn_vit"},
     "ofd": {"vit_cnn", "cnn_vit", "vit_vit"},
 }
-"""Architectures that do not have what a loss reads: attention, a ReLU at the end of a stage."""
+"""Architectures that do not have what a loss reads: attention, a ReLU at the end of a stage,
+patches that can be masked."""
 IN_PARTS = {"accumulates_with_any_setting"}
 """Checks that ``test_cut_batches.py`` makes of one setting after the other."""
 CHECKS = {n: check for n, check in (ON_OUTPUTS | IN_DISTILLATIONS).items() if n not in IN_PARTS}

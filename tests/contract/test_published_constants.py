@@ -259,6 +259,13 @@ LOSS_ROWS = {
         ours={"target": "teacher", "queue": None, "hidden_dim": None, "read": "embedding",
               "center_teacher": False},
     ),
+    "proteus": Row(
+        "2407.10366", pairing="same", views=1,
+        paper={
+            "feature_weight": 1.0, "patch_weight": 1.0, "images": 0.5, "fraction": 0.5,
+            "weight": 1.0,
+        },
+    ),
     "reviewkd": Row(
         "2104.09044", pairing="same", views=1,
         paper={"weight": 5.0},

@@ -26,6 +26,7 @@ from ssdistill.losses.ibot import masked_cross_entropy
 from ssdistill.losses.koleo import KoLeo
 from ssdistill.losses.lightly import Lightly
 from ssdistill.losses.lightly_v2 import LightlyV2
+from ssdistill.losses.proteus import Proteus
 from ssdistill.models.representation import Outputs, Representation
 
 
@@ -211,3 +212,37 @@ def dinov3_total() -> Compared:
     backward(total)
     for name in DINOV3_INPUTS:
         yield f"grad_{name}", found[name].grad
+
+
+@case("proteus")
+def proteus() -> Compared:
+    name = "proteus"
+    maps = {"student_maps": {"final:patches": (10, 3, 3)}}
+    maps |= {"teacher_maps": {"final:patches": (14, 3, 3)}}
+    loss = Proteus(SHAPES(10, 14, **maps, student_mask_dim=10))
+    heads = {"token": loss.token_head, "fea": loss.feature_head, "patch": loss.patch_head}
+    for key, head in heads.items():
+        head.load_state_dict(weights(f"{name}/in/{key}_head."))
+    names = "s_cls", "s_patch", "s_cls_masked", "s_patch_masked"
+    leaves = {x: leaf(f"{name}/in/{x}") for x in names}
+    teacher = number(f"{name}/in/t_cls"), number(f"{name}/in/t_patch")
+    seen, masked, taught = (
+        Representation(x_BD, maps={"final:patches": grid(x_BND)})
+        for x_BD, x_BND in (
+            (leaves["s_cls"], leaves["s_patch"]),
+            (leaves["s_cls_masked"], leaves["s_patch_masked"]),
+            teacher,
+        )
+    )
+    terms = loss.terms(seen, taught, masked, number(f"{name}/in/mask"), batch_of(4))
+    total = torch.stack([*terms.values()]).sum()
+    backward(total)
+    yield "loss", total
+    for ours, theirs in (("token", "token"), ("feature", "fea"), ("patch", "patch")):
+        yield f"{theirs}_loss", terms[ours]
+    for x in names:
+        # The class token of the masked pass is in no term.
+        grad = leaves[x].grad
+        yield f"grad_{x}", torch.zeros_like(leaves[x]) if grad is None else grad
+    for key, head in heads.items():
+        yield f"grad_{key}_head.1.weight", head[1].weight.grad

@@ -179,7 +179,7 @@ def by_hand(distiller, views, batch, probability):
     distiller = copy.deepcopy(distiller)
     sizes = [view.shape[-1] for view in views]
     pairs = {name: distiller.pairs_of(name, sizes) for name in distiller.losses}
-    ours = distiller._student_outputs(views, {}, pairs)
+    ours = distiller._student_outputs(views, {}, pairs, batch)
     theirs = distiller._teacher_outputs(views, {}, pairs, batch)
     weights = distiller.weights_at(batch.step, batch.num_steps)
     loss_TB = torch.zeros(len(distiller.teachers), COUNT)

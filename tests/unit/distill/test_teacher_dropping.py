@@ -17,7 +17,7 @@ from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings.registry import LOSSES
 
 COUNT, NUM_SAMPLES = 6, 64
-MAPS = {"layer1": (6, 8, 8), "layer2": (6, 4, 4)}
+MAPS = {"layer1": (6, 8, 8), "layer2": (6, 4, 4), "final:patches": (6, 4, 4)}
 SHAPES = Shapes(12, 16, NUM_SAMPLES, student_maps=MAPS, teacher_maps=MAPS)
 
 
