@@ -99,13 +99,7 @@ class CosPress(MapLoss):
     ):
         super().__init__(shapes, "last")
         (pair,) = self.map_pairs
-        for side, shape in (("student", pair.student_shape), ("teacher", pair.teacher_shape)):
-            width = getattr(shapes, f"{side}_dim")
-            if shape[0] != width:
-                raise self.fail(
-                    f"patches of the {side} ({getattr(shapes, f'{side}_name')}) have {shape[0]} "
-                    f"channels and its embedding {width}; use a network without layers between"
-                )
+        self.check_widths(pair)
         self.compared: Compared = compared
         self.temperatures = temperatures
         self.head = nn.Sequential(

@@ -1,25 +1,22 @@
 """DINO with a frozen teacher (Caron et al., ICCV 2021; Siméoni et al., 2025)."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distributed import mean_over_processes
 from ssdistill.losses import Shapes
+from ssdistill.losses.base.assignments import Assigning, Targets
 from ssdistill.losses.base.prototypes import (
     DINOHead,
     LogitLoss,
     TeacherLogits,
     for_each_pair,
-    sinkhorn,
 )
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
-class DINO(LogitLoss):
+class DINO(Assigning, LogitLoss):
     """Cross-entropy between teacher and student cluster assignments of different views.
 
     L = mean over pairs of views and images of -sum_k p_k log softmax(h(s) / T_s)_k, h the
@@ -58,7 +55,6 @@ class DINO(LogitLoss):
     paper = "Caron et al., ICCV 2021, arXiv:2104.14294"
     pairing = "other"
     views = 2
-    center_K: Tensor
 
     def __init__(
         self,
@@ -66,7 +62,7 @@ class DINO(LogitLoss):
         *,
         logits: TeacherLogits = "prototypes",
         prototypes: PositiveInt | None = None,
-        targets: Literal["sinkhorn", "centering"] = "sinkhorn",
+        targets: Targets = "sinkhorn",
         temperature_student: Positive = 0.1,
         temperature_start: Positive = 0.04,
         temperature_teacher: Positive = 0.07,
@@ -76,12 +72,11 @@ class DINO(LogitLoss):
         bottleneck_dim: PositiveInt = 256,
     ):
         super().__init__(shapes, logits, prototypes)
-        self.targets, self.temperature_student = targets, temperature_student
-        self.temperatures = temperature_start, temperature_teacher
-        self.temperature_warmup, self.center_momentum = temperature_warmup, center_momentum
+        self.temperature_student = temperature_student
+        temperatures = temperature_start, temperature_teacher
+        count = self.num_logits
+        self.set_assignments(targets, temperatures, temperature_warmup, center_momentum, count)
         self.head = DINOHead(shapes.student_dim, self.num_logits, hidden_dim, bottleneck_dim)
-        if targets == "centering":
-            self.register_buffer("center_K", torch.zeros(self.num_logits))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         temperature = self.temperature_at(batch.step, batch.num_steps)
@@ -95,20 +90,3 @@ class DINO(LogitLoss):
         target_NK = torch.cat(for_each_pair(teacher, self.read, assign))
         log_NK = torch.cat(for_each_pair(student, "embedding", log_assign))
         return -(target_NK * log_NK).sum(1).mean()
-
-    def temperature_at(self, step: int, num_steps: int) -> float:
-        """Return T_t at step ``step`` (from 0) of ``num_steps``."""
-        first, last = self.temperatures
-        warmup_steps = self.temperature_warmup * num_steps
-        return last if step >= warmup_steps else first + (last - first) * step / warmup_steps
-
-    @torch.no_grad()
-    def assign(self, logits_VK: Tensor, temperature: float) -> Tensor:
-        """The teacher's assignments (V, K) of all its views of a batch; moves the center."""
-        if self.targets == "sinkhorn":
-            return sinkhorn(logits_VK, temperature)
-        target_VK = ((logits_VK - self.center_K) / temperature).softmax(1)
-        if self.training:
-            mean_K = mean_over_processes(logits_VK.mean(0))
-            self.center_K.lerp_(mean_K, 1 - self.center_momentum)
-        return target_VK

@@ -9,10 +9,10 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.data.block_masks import block_masks
 from ssdistill.data.masking import mask_fractions, random_masks
-from ssdistill.distributed import mean_over_processes
 from ssdistill.losses import Shapes
+from ssdistill.losses.base.assignments import Assigning, Targets
 from ssdistill.losses.base.maps import MapLoss, resize_map, tokens
-from ssdistill.losses.base.prototypes import DINOHead, Prototypes, default_prototypes, sinkhorn
+from ssdistill.losses.base.prototypes import DINOHead, Prototypes, default_prototypes
 from ssdistill.models.final_patches import FINAL_PATCHES
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings import Fraction, Positive, PositiveInt
@@ -35,7 +35,7 @@ def masked_cross_entropy(target_MK: Tensor, log_MK: Tensor, mask_BN: Tensor) -> 
     return -((target_MK * log_MK).sum(1) * weight_M).sum() / len(mask_BN)
 
 
-class IBOT(MapLoss):
+class IBOT(Assigning, MapLoss):
     """Match the teacher's assignments of patches to prototypes, at random places.
 
     L = mean over views and images of the mean over masked patches of -sum_k p_k log softmax(
@@ -79,14 +79,13 @@ class IBOT(MapLoss):
     exact_under_sharding = True
     fits_teacher = True
     fit_taps = (FINAL_PATCHES,)
-    center_K: Tensor
 
     def __init__(
         self,
         shapes: Shapes,
         *,
         prototypes: PositiveInt | None = None,
-        targets: Literal["sinkhorn", "centering"] = "sinkhorn",
+        targets: Targets = "sinkhorn",
         masks: Literal["blocks", "random"] = "blocks",
         images: Annotated[float, Field(gt=0, le=1)] = 0.5,
         fraction: Fractions = (0.1, 0.5),
@@ -108,17 +107,15 @@ class IBOT(MapLoss):
             )
         if fraction[0] > fraction[1]:
             raise self.fail(f"fraction={list(fraction)}: the smallest comes first")
-        self.targets, self.masks, self.images, self.fraction = targets, masks, images, fraction
+        self.masks, self.images, self.fraction = masks, images, fraction
         self.temperature_student = temperature_student
-        self.temperatures = temperature_start, temperature_teacher
-        self.temperature_warmup, self.center_momentum = temperature_warmup, center_momentum
         count = prototypes or default_prototypes(shapes.num_samples)
         if count < 2:
             raise self.fail("at least two prototypes required, got 1; use more images")
         self.classify = Prototypes(count, width)
         self.head = DINOHead(pair.student_shape[0], count, hidden_dim, bottleneck_dim)
-        if targets == "centering":
-            self.register_buffer("center_K", torch.zeros(count))
+        temperatures = temperature_start, temperature_teacher
+        self.set_assignments(targets, temperatures, temperature_warmup, center_momentum, count)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = [self.pairs_of(s, t)[0] for s, t in zip(student, teacher, strict=True)]
@@ -127,7 +124,8 @@ class IBOT(MapLoss):
         for (s_BCHW, t_BDHW), mask_BN in zip(pairs, mask_VBN, strict=True):
             s_MC.append(tokens(resize_map(s_BCHW, t_BDHW.shape[-2:]))[mask_BN])
             t_MD.append(tokens(t_BDHW)[mask_BN])
-        target_MK = self.assign(self.classify(torch.cat(t_MD)), self.temperature_at(batch))
+        temperature = self.temperature_at(batch.step, batch.num_steps)
+        target_MK = self.assign(self.classify(torch.cat(t_MD)), temperature)
         log_MK = (self.head(torch.cat(s_MC)).float() / self.temperature_student).log_softmax(1)
         return masked_cross_entropy(target_MK, log_MK, torch.cat(mask_VBN))
 
@@ -156,22 +154,3 @@ class IBOT(MapLoss):
         if self.masks == "random":
             return random_masks(batch, view, count_B, rows * columns)
         return block_masks(batch, view, count_B, (rows, columns), complete=True)
-
-    def temperature_at(self, batch: Batch) -> float:
-        """Return T_t at the step of a batch."""
-        first, last = self.temperatures
-        warmup_steps = self.temperature_warmup * batch.num_steps
-        if batch.step >= warmup_steps:
-            return last
-        return first + (last - first) * batch.step / warmup_steps
-
-    @torch.no_grad()
-    def assign(self, logits_MK: Tensor, temperature: float) -> Tensor:
-        """The teacher's assignments (M, K) of masked patches; moves the center."""
-        if self.targets == "sinkhorn":
-            return sinkhorn(logits_MK, temperature)
-        target_MK = ((logits_MK - self.center_K) / temperature).softmax(1)
-        if self.training and len(logits_MK):
-            mean_K = mean_over_processes(logits_MK.mean(0))
-            self.center_K.lerp_(mean_K, 1 - self.center_momentum)
-        return target_MK

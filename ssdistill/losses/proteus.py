@@ -64,13 +64,7 @@ class Proteus(MapLoss):
     ):
         super().__init__(shapes, "last")
         (pair,) = self.map_pairs
-        for side, shape in (("student", pair.student_shape), ("teacher", pair.teacher_shape)):
-            width = getattr(shapes, f"{side}_dim")
-            if shape[0] != width:
-                raise self.fail(
-                    f"patches of the {side} ({getattr(shapes, f'{side}_name')}) have {shape[0]} "
-                    f"channels and its embedding {width}; use a network without layers between"
-                )
+        self.check_widths(pair)
         self.feature_weight, self.patch_weight = feature_weight, patch_weight
         self.images, self.fraction = images, fraction
         dims = shapes.student_dim, shapes.teacher_dim

@@ -95,6 +95,22 @@ class MapLoss(Loss):
             for student_name, teacher_name in names
         ]
 
+    def check_widths(self, pair: MapPair) -> None:
+        """Refuse networks whose embedding is not as wide as the map that is compared.
+
+        Raises:
+            UserError: there is one.
+        """
+        for side in ("student", "teacher"):
+            channels = getattr(pair, f"{side}_shape")[0]
+            width = getattr(self.shapes, f"{side}_dim")
+            if channels != width:
+                name = getattr(self.shapes, f"{side}_name")
+                raise self.fail(
+                    f"patches of the {side} ({name}) have {channels} channels and its embedding "
+                    f"{width}; use a network without layers between"
+                )
+
     def _final_pair(self) -> MapPair:
         shapes = []
         for side in ("student", "teacher"):
