@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from einops import rearrange
 from timm.layers import apply_rot_embed_cat
 from timm.layers.attention import AttentionRope
 from timm.models.eva import Eva, EvaAttention
@@ -71,10 +72,25 @@ class _CatchAttention:
         assert q_BH1d is not None
         if rope is not None:
             k_BHNd = rotated(k_BHNd, rope, self.attention)
-        groups = getattr(self.attention, "num_kv_groups", 1)
-        with torch.autocast(k_BHNd.device.type, enabled=False):
-            k_BHNd = k_BHNd.float().repeat_interleave(groups, dim=1)
-            self.caught[self.name] = self.attention.scale * q_BH1d.float() @ k_BHNd.mT
+        self.caught[self.name] = _logits(self.attention, q_BH1d, k_BHNd)
+
+
+def class_token_logits(attention: Any, qkv_BNC: Tensor) -> Tensor:
+    """q_0·k_j / sqrt(d), (B, heads, 1, N) in float32, from the output of ``attention.qkv``.
+
+    For attention that does not rotate its keys.
+    """
+    q_BHNd, k_BHNd, _ = rearrange(
+        qkv_BNC, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=attention.num_heads
+    )
+    return _logits(attention, attention.q_norm(q_BHNd[:, :, :1]), attention.k_norm(k_BHNd))
+
+
+def _logits(attention: Any, q_BH1d: Tensor, k_BHNd: Tensor) -> Tensor:
+    groups = getattr(attention, "num_kv_groups", 1)
+    with torch.autocast(k_BHNd.device.type, enabled=False):
+        k_BHNd = k_BHNd.float().repeat_interleave(groups, dim=1)
+        return attention.scale * q_BH1d.float() @ k_BHNd.mT
 
 
 def rotated(k_BHNd: Tensor, rope: Tensor, attention: Any) -> Tensor:

@@ -198,6 +198,7 @@ RENAMED = {
         "refuse_bad": "check_bad_fraction",
     },
     "data.splits": {"ArraySplit": "data.array_split:"},
+    "models.taps": {"class_token_logits": "models.class_attention:"},
     "data.store": dict.fromkeys(("find_store", "has_store"), "data.store_places:"),
     "distill.bank": {"centring": "centering"},
     "distill.dropping": {"kept_shares": "losses.base.dropping:kept_weights"},

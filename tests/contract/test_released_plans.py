@@ -18,8 +18,8 @@ EXPERIMENTS = json.loads((RELEASED / "experiments.json").read_text())
 """By packaged config: the folder of its experiment.
 
 Not here are those that say something else now: quickstart and what extends it have fewer steps,
-four keep ``stem: native`` of the file they extend, and those of ImageNet cut views from originals
-and see 224 of 256 pixels.
+four keep ``stem: native`` of the file they extend, those of ImageNet cut views from originals and
+see 224 of 256 pixels, and distill/lightly is another method (its stages are lightly_v1's).
 """
 
 

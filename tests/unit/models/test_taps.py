@@ -8,6 +8,7 @@ from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.models.class_attention import class_token_logits
 from ssdistill.models.final_patches import FINAL_PATCHES
 
 RESNET = {"layers": (1, 1, 1, 0), "channels": (16, 32, 64, 64)}
@@ -185,6 +186,16 @@ def test_maps_of_blocks_go_through_the_last_norm(name):
     assert torch.equal(maps["final:blocks.1"], expected)
     encoder.set_taps(("final:blocks.1",))
     assert torch.equal(encoder(images()).maps["final:blocks.1"], expected)
+
+
+def test_logits_follow_from_queries_and_keys():
+    encoder = vit(qk_norm=True)
+    attention, caught = encoder.net.blocks[1].attn, []
+    handle = attention.qkv.register_forward_hook(lambda m, args, out: caught.append(out))
+    encoder.set_taps(("attention:blocks.1",))
+    logits_BH1N = encoder(images()).maps["attention:blocks.1"]
+    handle.remove()
+    assert torch.allclose(class_token_logits(attention, caught[0]), logits_BH1N, atol=1e-6)
 
 
 def test_every_block_of_a_transformer_with_a_class_token_is_listed():
