@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssdistill.distributed import mean_over_processes
+from ssdistill.distributed import mean_over_processes, world_size
 from ssdistill.losses.base.prototypes import sinkhorn
 
 Targets = Literal["sinkhorn", "centering"]
@@ -53,7 +53,21 @@ class Assigning(nn.Module):
         if self.targets == "sinkhorn":
             return sinkhorn(logits_VK, temperature)
         target_VK = ((logits_VK - self.center_K) / temperature).softmax(1)
-        if self.training and len(logits_VK):
-            mean_K = mean_over_processes(logits_VK.mean(0))
+        mean_K = mean_of_all_rows(logits_VK) if self.training else None
+        if mean_K is not None:
             self.center_K.lerp_(mean_K, 1 - self.center_momentum)
         return target_VK
+
+
+def mean_of_all_rows(x_NK: Tensor) -> Tensor | None:
+    """Mean (K,) of the rows of all processes, which may differ in number; None without rows.
+
+    Every row counts the same, so that several processes have the mean of one; in DINOv2's code
+    (arXiv:2304.07193) it is the mean of the processes' means.
+    """
+    if world_size() == 1:
+        return x_NK.mean(0) if len(x_NK) else None
+    # A process without rows takes part, too: the others wait for it.
+    count = x_NK.new_full((1,), len(x_NK))
+    sums_K, rows = mean_over_processes(torch.cat([x_NK.sum(0), count])).split([x_NK.shape[1], 1])
+    return sums_K / rows if rows > 0 else None
