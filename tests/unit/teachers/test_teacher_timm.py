@@ -61,7 +61,7 @@ def assert_sees_like(encoder, net, side, given=64):
         (CLIP, 224, ["blocks.0", "attention:blocks.0"]),
         ("vit_base_patch16_siglip_224", 224, ["blocks.0"]),
         (DINOV2, 518, ["blocks.0", "attention:blocks.0"]),
-        ("vit_small_patch16_dinov3.lvd1689m", 256, ["blocks.0"]),
+        ("vit_small_patch16_dinov3.lvd1689m", 256, ["blocks.0", "attention:blocks.0"]),
         ("vit_base_patch16_224.mae", 224, ["blocks.0", "attention:blocks.0"]),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_transformer_sees_small_images_at_the_size_of_its_weights(name, side, 
     assert encoder.spec.mean == pytest.approx(net.pretrained_cfg["mean"])
     assert len(notices) == 1 and f"from 64 to {side} pixels internally" in notices[0]
     assert_sees_like(encoder, net, side)
-    assert encoder.tap_names == [*taps, "final:patches"]
+    assert encoder.tap_names == [*taps, "final:blocks.0", "final:patches"]
     encoder.set_taps(tuple(taps))
     patches = side // int(name.split("patch")[1][:2])
     assert encoder.map_shapes()["blocks.0"] == (32, patches, patches)
